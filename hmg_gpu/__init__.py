@@ -1,0 +1,19 @@
+"""HMG: one click per target to pixel masks, and those masks to detectors. Names in the order of the paper."""
+
+from .errors import HMGError, InputError
+from .pmg import box_to_mask, point_to_box, point_to_mask, point_to_probability
+from .update import false_alarm_filter, retrieve_missed, update
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HMGError",
+    "InputError",
+    "box_to_mask",
+    "false_alarm_filter",
+    "point_to_box",
+    "point_to_mask",
+    "point_to_probability",
+    "retrieve_missed",
+    "update",
+]

@@ -1,0 +1,95 @@
+"""Training batches made on the device from images that live there: crops, flips and transposes as one gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .sets import ImageSet
+
+PLAN = ("image", "top", "left", "flip_rows", "flip_columns", "transpose")
+
+
+def draw_epoch(sizes: Tensor, batch_size: int, patch_size: int, *, seed: int, epoch: int) -> Tensor:
+    """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
+
+    Each image comes once per epoch in random order (LESPS's data handling); the last batch is filled up from the start
+    of the order, so that all batches have one shape. Crop positions are uniform; flips of the rows, of the columns and
+    the transpose have p = 0.5 each.
+
+    Args:
+        sizes: int64 [N, 2] on the CPU, rows (height, width) in pixels.
+        batch_size: B, images in a batch.
+        patch_size: side of the crop in pixels.
+
+    Returns:
+        int64 [steps, B, 6] on the CPU, columns as :data:`PLAN`; steps = ceil(N / B).
+    """
+    count = len(sizes)
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    order = torch.randperm(count, generator=generator)
+    steps = -(-count // batch_size)
+    order = order[torch.arange(steps * batch_size) % count]  # [steps * B]
+    slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
+    corner = (torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (slack + 1)).long()
+    flips = torch.randint(0, 2, (len(order), 3), generator=generator)
+    return torch.cat((order[:, None], torch.minimum(corner, slack), flips), dim=1).view(steps, batch_size, len(PLAN))
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several whole numbers; neighbours give unrelated seeds (splitmix64's finaliser)."""
+    mask = (1 << 64) - 1
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Cut and augment the crops of one batch, all on the device of the images and without synchronising.
+
+    Images are normalised; outside an image the crop is zero after normalisation.
+
+    Args:
+        data: images, sizes, mean and std.
+        masks: bool [N, H, W], the labels to train on.
+        plan: int64 [B, 6] on the same device, one batch of :func:`draw_epoch`.
+        patch_size: S in pixels.
+
+    Returns:
+        float32 images [B, 1, S, S] and bool masks [B, 1, S, S].
+    """
+    _, height, width = data.images.shape
+    image, top, left, flip_rows, flip_columns, transpose = plan[:, :, None, None].unbind(1)  # [B, 1, 1]
+    steps = torch.arange(patch_size, device=plan.device)
+    down, across = steps[None, :, None], steps[None, None, :]
+    # Where each output pixel comes from: undo the transpose, then the flips, then the crop.
+    rows, columns = torch.where(transpose > 0, across, down), torch.where(transpose > 0, down, across)  # [B, S, S]
+    rows = top + torch.where(flip_rows > 0, patch_size - 1 - rows, rows)
+    columns = left + torch.where(flip_columns > 0, patch_size - 1 - columns, columns)
+    size = data.sizes[image[:, 0, 0]]  # [B, 2]
+    valid = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
+    index = (image * height + rows.clamp(max=height - 1)) * width + columns.clamp(max=width - 1)  # [B, S, S]
+    values = (data.images.view(-1)[index].float() - data.mean) / data.std
+    return torch.where(valid, values, 0)[:, None], (masks.view(-1)[index] & valid)[:, None]
+
+
+def batches(
+    data: ImageSet, masks: Tensor, *, batch_size: int, patch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (image, mask) batches of one epoch from step ``start`` on; see :func:`draw_epoch` and :func:`cut_crops`.
+
+    Raises:
+        InputError: the set is empty.
+    """
+    if len(data) == 0:
+        raise InputError(f"{data.dataset} {data.split}: the set has no image; check its split file")
+    plan = draw_epoch(data.sizes.cpu(), batch_size, patch_size, seed=seed, epoch=epoch).to(data.images.device)
+    for rows in plan[start:]:
+        yield cut_crops(data, masks, rows, patch_size)

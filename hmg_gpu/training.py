@@ -1,0 +1,382 @@
+"""The two-stage loop (HMG Sec. 4): train on initial masks, correct them with the network's predictions, train again.
+
+Every crop is a pure function of (seed, stage, epoch, step) and the state is saved whole, so a run that stopped anywhere
+goes on to the same bits on the same machine. Inside an epoch nothing is read from the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import MODEL_PREFIX, read_description, read_tensors, save_checkpoint
+from .data.batches import cut_crops, draw_epoch, mix_seed
+from .data.sets import ImageSet
+from .errors import HMGError, InputError
+from .inference import predict
+from .losses import soft_iou_loss
+from .metrics import DetectionMetrics
+from .models import build_model
+from .pmg import point_to_mask
+from .provenance import provenance
+from .update import false_alarm_filter, retrieve_missed, update
+
+STAGES = ("stage 1", "stage 2")
+
+
+@dataclass
+class Settings:
+    """Everything that decides a run's result; saved with it. Lengths in pixels."""
+
+    data: str = "synthetic"  # a data set's folder, a packed .h5 store, or "synthetic" for the embedded scenes
+    points: str = "masks_centroid"  # folder of point labels inside the data set: masks_centroid or masks_coarse
+    supervision: str = "points"  # "points": HMG; "full": train on the ground truth, the upper bound
+    extent: int = 25  # L_ep of P2B
+    half_width: int = 4  # L_dp of P2B
+    alpha: float = 0.15  # weight of the point's intensity in B2M
+    radius: int = 30  # r of FAF
+    model: str = "acm"  # acm or dnanet
+    output_bias: float = -4.0  # foreground prior of the output layer as a logit; 0 for an even start
+    loss: str = "image"  # soft-IoU averaged over images, or "batch": summed over the batch (BasicIRSTD)
+    epochs: tuple[int, int] = (250, 1250)  # of stage 1 and stage 2; 0 skips stage 2
+    stage2: str = "continue"  # stage 2 goes on with stage 1's weights, or starts from "scratch"; the paper: "retrain"
+    update_every: int = 0  # 0: correct the masks once, after stage 1 (the paper); N: also every N epochs of stage 2
+    batch_size: int = 8
+    patch_size: int = 256
+    learning_rate: float = 1e-3  # Adam, annealed by a cosine to 0 over each stage
+    bf16: bool = False  # autocast to bfloat16
+    seed: int = 0
+    eval_every: int = 50  # epochs between looks at the test set; the reported network is always the last one
+    save_every: int = 5  # epochs between checkpoints
+
+    def __post_init__(self) -> None:
+        self.epochs = tuple(self.epochs)
+        choices = {
+            "supervision": ("points", "full"),
+            "model": ("acm", "dnanet"),
+            "loss": ("image", "batch"),
+            "stage2": ("continue", "scratch"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        least = {"batch_size": 2, "patch_size": 32, "eval_every": 1, "save_every": 1, "update_every": 0, "radius": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
+        if self.patch_size % 32:
+            raise InputError(
+                f"patch_size = {self.patch_size}: expected a multiple of 32, as both networks halve it often"
+            )
+        if len(self.epochs) != 2 or self.epochs[0] < 1 or self.epochs[1] < 0:
+            raise InputError(f"epochs = {self.epochs}: expected two numbers, at least 1 for stage 1 and 0 for stage 2")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate = {self.learning_rate}: expected a positive number")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Settings read from a file; unknown and missing names are refused."""
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            raise InputError(
+                f"settings: {', '.join(sorted(values.keys() ^ known))} unknown or missing; "
+                "the checkpoint comes from another version"
+            )
+        return cls(**values)
+
+
+class StopRequest(HMGError):
+    """The run was asked to stop; its state is saved."""
+
+
+class Training:
+    """One run: its data, masks, network and position. ``run`` carries it to the end.
+
+    Args:
+        settings: decides the result.
+        train: training images with points, and ground truth where there is any, on the device to train on.
+        test: test images with ground truth on the same device, or None.
+        folder: where checkpoints go.
+        report: called with every event as a dict with the key ``event``: "step" (position only), "epoch" (a row of the
+            log), "message" (plain words), "masks" (table of the stage border), "test" (metrics on the test set).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        train: ImageSet,
+        test: ImageSet | None,
+        folder: Path,
+        report: Callable[[dict[str, Any]], None],
+    ):
+        self.settings, self.train, self.test, self.folder, self.report = settings, train, test, folder, report
+        self.device = train.images.device
+        if len(train) == 0:
+            raise InputError(f"{train.dataset} {train.split}: no image to train on; check the split file")
+        if settings.supervision == "full" and train.masks is None:
+            raise InputError(f"{train.dataset}: full supervision needs ground-truth masks; use --supervision points")
+        if settings.supervision == "points" and len(train.points) == 0:
+            raise InputError(f"{train.dataset} {train.split}: no point label in the whole set; check --points")
+        self.stop = False
+        self.stage, self.epoch, self.step = 0, 0, 0
+        self.totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.results: dict[str, Any] = {}
+        self.warned: list[str] = []
+        if settings.supervision == "full":
+            self.initial = train.masks
+        else:
+            self.initial = point_to_mask(
+                train.images,
+                train.points,
+                extent=settings.extent,
+                half_width=settings.half_width,
+                alpha=settings.alpha,
+                sizes=train.sizes,
+            )
+        self.masks = self.initial
+        self._new_network()
+
+    # --- the loop ---
+
+    def run(self) -> dict[str, Any]:
+        """Train from the present position to the end.
+
+        Returns:
+            The results: ``masks`` (table of the stage border) and ``stage 1``, ``stage 2`` (test metrics).
+
+        Raises:
+            StopRequest: ``stop`` was set; the state is saved at the exact step.
+            HMGError: the loss is no longer finite; the last good checkpoint is kept.
+        """
+        while self.stage < 2:
+            epochs = self.settings.epochs[self.stage]
+            while self.epoch < epochs:
+                self._train_epoch()
+                self.epoch, self.step = self.epoch + 1, 0
+                self.totals.zero_()
+                if self.epoch % self.settings.eval_every == 0 and self.epoch < epochs:
+                    self._evaluate(final=False)
+                every = self.settings.update_every
+                if self.stage == 1 and every and self.epoch % every == 0 and self.epoch < epochs:
+                    self.masks = self._corrected()
+                if self.epoch % self.settings.save_every == 0 and self.epoch < epochs:
+                    self.save()
+            self._end_stage()
+        return self.results
+
+    def _train_epoch(self) -> None:
+        settings = self.settings
+        seed = mix_seed(settings.seed, self.stage)
+        plan = draw_epoch(
+            self.train.sizes.cpu(), settings.batch_size, settings.patch_size, seed=seed, epoch=self.epoch
+        ).to(self.device)
+        rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        start, first = time.perf_counter(), self.step
+        while self.step < len(plan):
+            torch.manual_seed(mix_seed(seed, self.epoch, self.step))  # dropout, too, is a function of the position
+            self._train_step(plan[self.step])
+            self.step += 1
+            self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
+            if self.stop and self.step < len(plan):
+                self.save()
+                raise StopRequest(f"stopped and saved; go on with: python train.py --resume {self.folder}")
+
+        loss, intersection, union, foreground, pixels = self.totals.tolist()
+        seconds = time.perf_counter() - start
+        row = {
+            "event": "epoch",
+            "stage": self.stage + 1,
+            "epoch": self.epoch + 1,
+            "loss": loss / len(plan),
+            "iou": intersection / union if union else float("nan"),
+            "foreground": foreground / pixels,
+            "learning_rate": rate,
+            "images_per_second": (len(plan) - first) * settings.batch_size / seconds,
+            "seconds": seconds,
+        }
+        self.report(row)
+        if not math.isfinite(loss):
+            raise HMGError(
+                f"the loss is no longer finite in {STAGES[self.stage]}, epoch {self.epoch + 1}; the last good checkpoint "
+                f"is kept in {self.folder}; try a lower --learning-rate or leave out --bf16"
+            )
+        self._diagnose(row)
+        if self.stop:
+            self.epoch, self.step = self.epoch + 1, 0
+            self.totals.zero_()
+            self.save()
+            raise StopRequest(f"stopped and saved; go on with: python train.py --resume {self.folder}")
+
+    def _train_step(self, plan: Tensor) -> None:
+        images, masks = cut_crops(self.train, self.masks, plan, self.settings.patch_size)  # [B, 1, S, S]
+        if self.device.type == "cpu" or self.settings.bf16:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            output = self.model(images)
+        loss = soft_iou_loss(output, masks, reduction=self.settings.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            prediction = (output[-1] if isinstance(output, (tuple, list)) else output) > 0
+            counts = (
+                loss.detach(),
+                (prediction & masks).sum(),
+                (prediction | masks).sum(),
+                prediction.sum(),
+                torch.full_like(loss, prediction.numel()),
+            )
+            self.totals += torch.stack([count.double() for count in counts])
+
+    def _end_stage(self) -> None:
+        self._evaluate(final=True)
+        if self.stage == 0 and self.settings.supervision == "points":
+            self.masks = self._corrected(table=True)
+        self.stage, self.epoch, self.step = self.stage + 1, 0, 0
+        self.totals.zero_()
+        self.save(f"stage{self.stage}.safetensors", weights_only=True)
+        if self.stage == 1:
+            if self.settings.stage2 == "scratch":
+                self._new_network()
+            else:
+                self._new_optimizer()
+        self.save()
+
+    def _corrected(self, table: bool = False) -> Tensor:
+        """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
+        train, radius = self.train, self.settings.radius
+        prediction = predict(self.model, train, autocast=self.settings.bf16)
+        if not table:
+            return update(prediction, self.initial, train.points, radius=radius, sizes=train.sizes)
+        filtered = false_alarm_filter(prediction, train.points, radius=radius, sizes=train.sizes)
+        hybrid = retrieve_missed(self.initial, filtered)
+        kinds = {"initial": self.initial, "prediction": prediction, "filtered": filtered, "hybrid": hybrid}
+        if train.masks is not None:
+            self.results["masks"] = {name: measure(masks, train) for name, masks in kinds.items()}
+        self.report({"event": "masks", "masks": kinds, "metrics": self.results.get("masks")})
+        return hybrid
+
+    def _evaluate(self, *, final: bool) -> None:
+        if self.test is None or self.test.masks is None or len(self.test) == 0:
+            return
+        # The statistics of the training set belong to the network and are used on the test set, too.
+        prediction = predict(
+            self.model, self.test, mean=self.train.mean, std=self.train.std, autocast=self.settings.bf16
+        )
+        metrics = measure(prediction, self.test)
+        if final:
+            self.results[STAGES[self.stage]] = metrics
+        self.report(
+            {"event": "test", "stage": self.stage + 1, "epoch": self.epoch, "final": final, **metrics}
+            | ({"prediction": prediction} if final else {})
+        )
+
+    def _diagnose(self, row: dict[str, Any]) -> None:
+        """Say in plain words, once per stage and kind, that a network does not learn."""
+        if row["epoch"] < max(1, self.settings.epochs[self.stage] // 10):
+            return
+        findings = {
+            "flat": (row["loss"] > 0.97, f"the loss is still {row['loss']:.3f} after a tenth of the epochs"),
+            "empty": (row["foreground"] == 0, "the network predicts background everywhere"),
+            "full": (row["foreground"] > 0.5, "the network predicts foreground nearly everywhere"),
+        }
+        for kind, (found, words) in findings.items():
+            key = f"{self.stage} {kind}"
+            if found and key not in self.warned:
+                self.warned.append(key)
+                cure = (
+                    "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
+                )
+                self.report({"event": "message", "text": f"{STAGES[self.stage]}: {words}. If it stays so: {cure}."})
+
+    # --- state ---
+
+    def _new_network(self) -> None:
+        torch.manual_seed(mix_seed(self.settings.seed, 1000 + self.stage))
+        bias = self.settings.output_bias
+        model = build_model(self.settings.model, output_bias=bias).to(self.device)
+        # Measured on the CPU: channels_last is the faster layout; with bfloat16 it is on a GPU, too.
+        channels_last = self.device.type == "cpu" or self.settings.bf16
+        self.model: nn.Module = model.to(memory_format=torch.channels_last) if channels_last else model
+        self._new_optimizer()
+
+    def _new_optimizer(self) -> None:
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.settings.learning_rate, fused=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: JSON values."""
+        return {
+            "settings": asdict(self.settings),
+            "dataset": self.train.dataset,
+            "normalisation": [self.train.mean, self.train.std],
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "step": self.step,
+            "results": self.results,
+            "warned": self.warned,
+            "versions": provenance(),
+        }
+
+    def save(self, name: str = "last.safetensors", *, weights_only: bool = False) -> None:
+        """Write the state to ``folder``; a state that is not finite is refused, so the last good one stays."""
+        tensors = {MODEL_PREFIX + key: value for key, value in self.model.state_dict().items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
+            raise HMGError(f"the weights are no longer finite; {self.folder / name} keeps the last good ones")
+        if not weights_only:
+            for number, state in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+            tensors["totals"] = self.totals
+            tensors["masks.current"] = self.masks
+        save_checkpoint(self.folder / name, tensors, self.describe())
+
+    def resume(self) -> None:
+        """Take up the state that ``save`` wrote.
+
+        Raises:
+            InputError: there is none, or it belongs to other data or settings.
+        """
+        path = self.folder / "last.safetensors"
+        description = read_description(path)
+        if description is None:
+            raise InputError(f"{path}: not a checkpoint of train.py; start without --resume")
+        tensors = read_tensors(path)
+        if tensors["masks.current"].shape != self.masks.shape:
+            raise InputError(
+                f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
+                f"{list(self.masks.shape)}; the images have changed since the run began"
+            )
+        self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
+        self.results, self.warned = description["results"], description["warned"]
+        self.model.load_state_dict(
+            {key.removeprefix(MODEL_PREFIX): value for key, value in tensors.items() if key.startswith(MODEL_PREFIX)}
+        )
+        parameters = self.optimizer.param_groups[0]["params"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                if value.dim():  # in the parameter's memory layout: the fused optimiser walks both as they lie
+                    value = torch.empty_like(parameters[int(number)]).copy_(value)
+                state.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.totals = tensors["totals"].to(self.device)
+        self.masks = tensors["masks.current"].to(self.device)
+
+
+def measure(masks: Tensor, data: ImageSet) -> dict[str, int | float]:
+    """IoU, Pd, Fa and their counts of masks [N, H, W] against the ground truth of a set; see ``DetectionMetrics``."""
+    metrics = DetectionMetrics()
+    for rows in torch.arange(len(data), device=masks.device).split(256):
+        metrics.update(masks[rows], data.masks[rows], data.sizes[rows])
+    return metrics.compute()

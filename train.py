@@ -1,0 +1,257 @@
+"""Train a detector from one point per target (HMG, both stages): python train.py [--data FOLDER] [options].
+
+Without --data it runs on embedded synthetic scenes. Ends with the table of the masks, the test metrics, and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hmg_gpu.checkpoints import read_description
+from hmg_gpu.data import write_mask
+from hmg_gpu.data.source import default_extent, load_split
+from hmg_gpu.drawing import draw_sheet, pick_examples
+from hmg_gpu.errors import HMGError, InputError
+from hmg_gpu.files import write_json, write_text
+from hmg_gpu.provenance import provenance
+from hmg_gpu.report import mask_table, metrics_line, peak_memory_gb
+from hmg_gpu.training import Settings, Training
+
+SYNTHETIC = {"epochs": (60, 60), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
+HELP = {
+    "data": "a data set's folder (images/, masks_centroid/, img_idx/, masks/ if there are), a packed .h5 store, or synthetic",
+    "points": "folder of point labels inside the data set: masks_centroid or masks_coarse",
+    "supervision": "points (HMG) or full (ground truth: the upper bound)",
+    "extent": "L_ep of P2B, pixels; by default 10 for NUDT-SIRST and 25 for other sets",
+    "half_width": "L_dp of P2B, pixels",
+    "alpha": "weight of the point's intensity in B2M",
+    "radius": "r of FAF, pixels",
+    "model": "acm or dnanet",
+    "output_bias": "logit that the output layer starts from (-4: 2 %% foreground); 0 for an even start",
+    "loss": "soft-IoU averaged over the images, or summed over the batch",
+    "epochs": "epochs of stage 1 and of stage 2 (0: none)",
+    "stage2": "continue with stage 1's weights or start from scratch",
+    "update_every": "0: correct the masks once, after stage 1 (the paper); N: also every N epochs of stage 2",
+    "bf16": "autocast to bfloat16",
+    "eval_every": "epochs between looks at the test set",
+    "save_every": "epochs between checkpoints",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console()
+    try:
+        return run(options, console)
+    except HMGError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 2
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in fields(Settings):
+        flag, default = "--" + field.name.replace("_", "-"), field.default
+        text = f"{HELP.get(field.name, field.name.replace('_', ' '))} (default: {default})"
+        if field.name == "extent":
+            parser.add_argument(flag, type=int, help=HELP["extent"])
+        elif isinstance(default, bool):
+            parser.add_argument(flag, action="store_const", const=True, help=text)
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, type=int, nargs=2, metavar=("STAGE1", "STAGE2"), help=text)
+        else:
+            parser.add_argument(flag, type=type(default), help=text)
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATASET-MODEL-seedN)")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its settings")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Gradients far below float32's normal range carry nothing and slow the CPU down.
+    torch.set_flush_denormal(True)
+    given = {f.name: value for f in fields(Settings) if (value := getattr(options, f.name)) is not None}
+    if options.resume:
+        if given or options.out:
+            raise InputError("--resume takes every setting from the run; leave out the other options")
+        folder = options.resume
+        description = read_description(folder / "last.safetensors")
+        if description is None:
+            raise InputError(f"{folder}: holds no run of train.py")
+        settings = Settings.from_dict(description["settings"])
+    else:
+        defaults = SYNTHETIC if given.get("data", "synthetic") == "synthetic" else {}
+        settings = Settings(**(defaults | given))
+
+    started = time.perf_counter()
+    device = torch.device(options.device)
+    with console.status(f"reading {settings.data}"):
+        train = load_split(settings.data, "train", points=settings.points, seed=0).to(device)
+        test = load_split(settings.data, "test", points=None, seed=0, missing_ok=True)
+        test = None if test is None else test.to(device)
+    if not options.resume:
+        if options.extent is None:
+            settings.extent = default_extent(train.dataset)
+        folder = options.out or Path("runs") / f"{train.dataset}-{settings.model}-seed{settings.seed}"
+        if (folder / "last.safetensors").exists():
+            raise InputError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another --out")
+        write_json(folder / "settings.json", {"settings": asdict(settings), "versions": provenance()})
+    console.print(
+        f"[bold]{train.dataset}[/]: {len(train)} training images, {len(train.points)} points"
+        + ("" if test is None else f"; {len(test)} test images")
+        + f"; normalisation {train.mean:.2f} / {train.std:.2f}; {settings.model} on {device}, seed {settings.seed}",
+        highlight=False,
+    )
+
+    with Screen(console, folder, settings, train, test) as screen:
+        training = Training(settings, train, test, folder, screen.report)
+        if options.resume:
+            training.resume()
+            screen.forget_after(training.stage, training.epoch)
+            console.print(f"resumed at stage {training.stage + 1}, epoch {training.epoch + 1}, step {training.step}")
+
+        def stop(*_: object) -> None:
+            training.stop = True
+
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, stop)
+        results = training.run()
+
+    finish(console, folder, settings, train, training, results, time.perf_counter() - started)
+    return 0
+
+
+def finish(
+    console: Console,
+    folder: Path,
+    settings: Settings,
+    train: Any,
+    training: Training,
+    results: dict[str, Any],
+    seconds: float,
+) -> None:
+    """Write the corrected masks and the results, and print the tables."""
+    for index, name in enumerate(train.names):
+        height, width = train.sizes[index].tolist()
+        write_mask(folder / "masks_hybrid" / f"{name}.png", training.masks[index, :height, :width].cpu())
+    summary = training.describe() | {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
+    write_json(folder / "results.json", summary)
+    if "masks" in results:
+        console.print(mask_table(f"Masks of the {len(train)} training images", results["masks"]))
+    tests = {name: results[name] for name in ("stage 1", "stage 2") if name in results}
+    if tests:
+        console.print(mask_table("Network on the test images (last epoch of each stage)", tests))
+    console.print(
+        f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png (pictures), "
+        "masks_hybrid/*.png, stage1.safetensors, stage2.safetensors, log.jsonl, results.json",
+        highlight=False,
+    )
+
+
+class Screen:
+    """Progress bar, log file and pictures, fed by the events of a ``Training``."""
+
+    def __init__(self, console: Console, folder: Path, settings: Settings, train: Any, test: Any):
+        self.console, self.folder, self.settings, self.train, self.test = console, folder, settings, train, test
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.tasks = {
+            stage: self.progress.add_task(f"stage {stage + 1}", total=None, numbers="", start=False, visible=False)
+            for stage in (0, 1)
+        }
+        self.masks: dict[str, Any] = {}
+        self.log = folder / "log.jsonl"
+
+    def __enter__(self) -> Screen:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.__exit__(*error)
+
+    def report(self, event: dict[str, Any]) -> None:
+        getattr(self, "on_" + event["event"])(event)
+
+    def on_step(self, event: dict[str, Any]) -> None:
+        task = self.tasks[event["stage"]]
+        done, total = event["epoch"] * event["of"] + event["step"], self.settings.epochs[event["stage"]] * event["of"]
+        self.progress.start_task(task)
+        self.progress.update(task, completed=done, total=total, visible=True)
+
+    def on_epoch(self, event: dict[str, Any]) -> None:
+        numbers = f"epoch {event['epoch']} loss {event['loss']:.3f} IoU {100 * event['iou']:.1f} %"
+        self.progress.update(
+            self.tasks[event["stage"] - 1], numbers=f"{numbers} {event['images_per_second']:.0f} images/s"
+        )
+        self.write(event)
+
+    def on_message(self, event: dict[str, Any]) -> None:
+        self.console.print(f"[yellow]{event['text']}[/]", highlight=False)
+        self.write(event)
+
+    def on_test(self, event: dict[str, Any]) -> None:
+        prediction = event.pop("prediction", None)
+        self.console.print(
+            f"stage {event['stage']} epoch {event['epoch']} test: {metrics_line(event)}", highlight=False
+        )
+        self.write(event)
+        if prediction is not None:
+            examples = pick_examples(self.test, prediction, 6)
+            sheet = self.folder / "sheets" / f"test_stage{event['stage']}.png"
+            draw_sheet(sheet, self.test, {"prediction": prediction}, examples)
+
+    def on_masks(self, event: dict[str, Any]) -> None:
+        masks = event["masks"]
+        examples = pick_examples(self.train, masks["hybrid"], 6)
+        draw_sheet(self.folder / "sheets" / "train_masks.png", self.train, masks, examples)
+        if event["metrics"]:
+            self.console.print(mask_table("Masks on the training images at the stage border", event["metrics"]))
+        self.write({"event": "masks", "metrics": event["metrics"]})
+
+    def write(self, event: dict[str, Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.log, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise HMGError(f"{self.log}: cannot be written ({error.strerror}); free some space") from error
+
+    def forget_after(self, stage: int, epoch: int) -> None:
+        """Drop log lines beyond the resumed position, and a last line that a crash cut off."""
+        if not self.log.exists():
+            return
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            position = (event.get("stage", 1) - 1, event.get("epoch", 0))
+            if position <= (stage, epoch):
+                kept.append(line)
+        write_text(self.log, "".join(line + "\n" for line in kept))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
