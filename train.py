@@ -16,21 +16,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hmg_gpu.checkpoints import read_description
 from hmg_gpu.data import write_mask
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.drawing import draw_sheet, pick_examples
 from hmg_gpu.errors import HMGError, InputError
-from hmg_gpu.files import write_json, write_text
+from hmg_gpu.files import finite, write_json, write_text
 from hmg_gpu.provenance import provenance
 from hmg_gpu.report import mask_table, metrics_line, peak_memory_gb
-from hmg_gpu.training import Settings, Training
+from hmg_gpu.training import Settings, StopRequest, Training
 
-SYNTHETIC = {"epochs": (60, 60), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
+SYNTHETIC = {"epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
 HELP = {
-    "data": "a data set's folder (images/, masks_centroid/, img_idx/, masks/ if there are), a packed .h5 store, or synthetic",
+    "data": "a data set's folder (images/, masks_centroid/, img_idx/; masks/ if there are), a packed .h5, or synthetic",
     "points": "folder of point labels inside the data set: masks_centroid or masks_coarse",
     "supervision": "points (HMG) or full (ground truth: the upper bound)",
     "extent": "L_ep of P2B, pixels; by default 10 for NUDT-SIRST and 25 for other sets",
@@ -55,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, console)
     except HMGError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        # as Text: brackets in a path are no markup
+        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         return 2
 
 
@@ -80,8 +83,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    if options.threads:
+    if options.threads is not None:
+        if options.threads < 1:
+            raise InputError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
     # Gradients far below float32's normal range carry nothing and slow the CPU down.
     torch.set_flush_denormal(True)
     given = {f.name: value for f in fields(Settings) if (value := getattr(options, f.name)) is not None}
@@ -92,15 +98,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
         description = read_description(folder / "last.safetensors")
         if description is None:
             raise InputError(f"{folder}: holds no run of train.py")
-        settings = Settings.from_dict(description["settings"])
+        settings = Settings.from_dict(description.get("settings"))
     else:
         defaults = SYNTHETIC if given.get("data", "synthetic") == "synthetic" else {}
         settings = Settings(**(defaults | given))
 
     started = time.perf_counter()
-    device = torch.device(options.device)
-    with console.status(f"reading {settings.data}"):
-        train = load_split(settings.data, "train", points=settings.points, seed=0).to(device)
+    with console.status(f"reading {escape(settings.data)}"):
+        points = settings.points if settings.supervision == "points" else None
+        train = load_split(settings.data, "train", points=points, seed=0).to(device)
         test = load_split(settings.data, "test", points=None, seed=0, missing_ok=True)
         test = None if test is None else test.to(device)
     if not options.resume:
@@ -109,9 +115,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
         folder = options.out or Path("runs") / f"{train.dataset}-{settings.model}-seed{settings.seed}"
         if (folder / "last.safetensors").exists():
             raise InputError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another --out")
-        write_json(folder / "settings.json", {"settings": asdict(settings), "versions": provenance()})
+        if there := [name for name in ("settings.json", "log.jsonl", "results.json") if (folder / name).exists()]:
+            raise InputError(f"{folder}: holds {there[0]} but no checkpoint; remove the folder or choose another --out")
     console.print(
-        f"[bold]{train.dataset}[/]: {len(train)} training images, {len(train.points)} points"
+        f"[bold]{escape(train.dataset)}[/]: {len(train)} training images, {len(train.points)} points"
         + ("" if test is None else f"; {len(test)} test images")
         + f"; normalisation {train.mean:.2f} / {train.std:.2f}; {settings.model} on {device}, seed {settings.seed}",
         highlight=False,
@@ -123,16 +130,34 @@ def run(options: argparse.Namespace, console: Console) -> int:
             training.resume()
             screen.forget_after(training.stage, training.epoch)
             console.print(f"resumed at stage {training.stage + 1}, epoch {training.epoch + 1}, step {training.step}")
+        else:
+            write_json(folder / "settings.json", {"settings": asdict(settings), "versions": provenance()})
+        received: list[int] = []
 
-        def stop(*_: object) -> None:
+        def stop(number: int, _: object) -> None:
+            received.append(number)
             training.stop = True
 
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, stop)
-        results = training.run()
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            results = training.run()
+        except StopRequest as request:
+            console.print(Text(str(request)), soft_wrap=True)
+            return 128 + received[0]  # as shells and schedulers report a process that a signal ended
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     finish(console, folder, settings, train, training, results, time.perf_counter() - started)
     return 0
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that --device names, after trying it."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # how torch says that there is none
+        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0][:120]}); try cpu") from error
 
 
 def finish(
@@ -155,10 +180,12 @@ def finish(
     tests = {name: results[name] for name in ("stage 1", "stage 2") if name in results}
     if tests:
         console.print(mask_table("Network on the test images (last epoch of each stage)", tests))
+    weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(
-        f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png (pictures), "
-        "masks_hybrid/*.png, stage1.safetensors, stage2.safetensors, log.jsonl, results.json",
+        f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "
+        f"masks_hybrid/*.png, {weights}, log.jsonl, results.json",
         highlight=False,
+        markup=False,
     )
 
 
@@ -227,13 +254,13 @@ class Screen:
         draw_sheet(self.folder / "sheets" / "train_masks.png", self.train, masks, examples)
         if event["metrics"]:
             self.console.print(mask_table("Masks on the training images at the stage border", event["metrics"]))
-        self.write({"event": "masks", "metrics": event["metrics"]})
+        self.write({name: value for name, value in event.items() if name != "masks"})
 
     def write(self, event: dict[str, Any]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.log, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(event) + "\n")
+                handle.write(json.dumps(finite(event)) + "\n")
         except OSError as error:
             raise HMGError(f"{self.log}: cannot be written ({error.strerror}); free some space") from error
 

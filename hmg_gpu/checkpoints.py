@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import HMGError, InputError
 from .files import write_beside, write_json
 from .models import NETWORKS, build_model
 
@@ -57,8 +57,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write tensors and what they are to one safetensors file, and the description also to a JSON file beside it.
 
-    The safetensors file alone is complete (its header carries the description) and replaces the old one in one step; the
-    JSON is for people and other tools.
+    The safetensors file alone is complete (its header carries the description) and replaces the old one in one step;
+    the JSON is for people and other tools.
 
     Args:
         path: ends in .safetensors.
@@ -71,7 +71,10 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     path = Path(path)
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     with write_beside(path) as temporary:
-        save_file(plain, temporary, metadata={HEADER_KEY: json.dumps(description)})
+        try:
+            save_file(plain, temporary, metadata={HEADER_KEY: json.dumps(description)})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise HMGError(f"{path}: cannot be written ({_one_line(error)}); free some space") from error
     write_json(path.with_suffix(".json"), description)
 
 
@@ -119,8 +122,9 @@ def load_model(path: str | os.PathLike, name: str | None = None) -> tuple[nn.Mod
         (``normalisation`` holds [mean, std]), else an empty dict.
     """
     description = read_description(path) or {}
-    name = name or description.get("settings", {}).get("model")
-    if name is None:
+    settings = description.get("settings")
+    name = name or (settings.get("model") if isinstance(settings, dict) else None)
+    if not isinstance(name, str):
         weights = {_bare_name(key): value for key, value in _read(Path(path)).items()}
         title = _recognise(weights, {})
         name = title.lower() if title else "acm"  # load_weights says why it is not

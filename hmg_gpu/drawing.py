@@ -10,11 +10,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .components import connected_components
 from .data.sets import ImageSet
 from .files import write_beside
 
+TRUTH = "ground truth"
 COLOURS = {
-    "ground truth": (255, 221, 51),
+    TRUTH: (255, 221, 51),
     "initial": (64, 160, 255),
     "prediction": (255, 96, 96),
     "filtered": (255, 160, 64),
@@ -22,9 +24,12 @@ COLOURS = {
 }
 OTHER_COLOUR = (240, 120, 240)
 POINT_COLOUR = (255, 255, 255)
-PANEL = 232  # side of a picture on the sheet, pixels
-TITLE = 20
-GAP = 6
+PANEL = 240  # side of a picture on the sheet, pixels
+TITLE = 22
+GAP = 8
+TEXT = (225, 225, 225)
+BACKGROUND = (24, 24, 28)
+PICKS = ("spread", "worst", "best")
 
 
 def draw_sheet(
@@ -34,56 +39,76 @@ def draw_sheet(
     indices: Sequence[int],
     *,
     zoom: int = 48,
+    whole: bool = True,
 ) -> None:
-    """Write one PNG: a row for each image, a column for the image and one for each mask, then the first target enlarged.
+    """Write one PNG: a row for each image, with the image, every mask over it, and every mask enlarged.
 
-    Outlines are drawn over the image in one colour for each kind of mask; the title of a panel gives the mask's name
-    and, where the set has ground truth, its IoU in that image. Enlargements repeat pixels (nearest), nothing is blurred.
+    Outlines are drawn over the image in one colour for each kind of mask, the colour of its title. The title gives the
+    mask's name and, where the set has ground truth, its IoU in that image. The enlarged part is framed in the image: it
+    surrounds the target where the last mask has most wrong pixels, or the first point where there is no ground truth.
+    Enlargements repeat pixels (nearest); the ground truth's outline lies below that of the mask. Crosses are points.
 
     Args:
         path: the PNG, replaced in one step.
-        data: the set; its points are drawn as crosses.
+        data: the set.
         masks: name -> bool [N, H, W]; the ground truth of the set comes first by itself.
         indices: the images to show, in this order.
-        zoom: side of the enlarged part in pixels of the image.
+        zoom: side of the enlarged part in pixels of the image; a divisor of 240 shows all pixels of one size.
+        whole: draw the masks over the whole image, too.
     """
-    kinds = {} if data.masks is None else {"ground truth": data.masks}
+    kinds = {} if data.masks is None else {TRUTH: data.masks}
     kinds |= masks
-    columns = 1 + 2 * len(kinds)
-    sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, len(indices) * (PANEL + TITLE + GAP) + GAP), (24, 24, 28))
+    columns = 1 + (1 + whole) * len(kinds)
+    sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, len(indices) * (PANEL + TITLE + GAP) + GAP), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(13)
     for row, index in enumerate(indices):
         height, width = data.sizes[index].tolist()
         picture = _grey(data.images[index, :height, :width])
         points = data.points[data.points[:, 0] == index, 1:].cpu().numpy()
         planes = {name: plane[index, :height, :width].cpu().numpy() for name, plane in kinds.items()}
-        window = _window(points, planes, height, width, zoom)
-        whole = (0, 0, height, width)
-        panels = [(data.names[index], None, whole)]
-        panels += [(name, name, whole) for name in planes] + [(f"{name}, enlarged", name, window) for name in planes]
+        window, full = _window(points, planes, height, width, zoom), (0, 0, height, width)
+        truth = planes.get(TRUTH)
+        panels = [(data.names[index], None, full)]
+        for name, plane in planes.items():
+            iou = "" if truth is None or name == TRUTH else f"  IoU {_iou(plane, truth):.1f} %"
+            if whole:
+                panels.append((name + iou, name, full))
+            else:
+                panels.append((name + iou, name, window))
+        panels += [(f"{name}, enlarged", name, window) for name in planes if whole]
         for column, (title, name, part) in enumerate(panels):
             left, top = GAP + column * (PANEL + GAP), GAP + row * (PANEL + TITLE + GAP)
-            if name not in (None, "ground truth") and "ground truth" in planes and part == whole:
-                title = f"{title}  IoU {_iou(planes[name], planes['ground truth']):.1f} %"
-            pen.text((left, top + 2), title[:36], fill=(225, 225, 225), font=font)
-            plane = None if name is None else planes[name]
-            panel = _panel(picture, plane, points, part, COLOURS.get(name or "", OTHER_COLOUR))
+            colour = TEXT if name is None else COLOURS.get(name, OTHER_COLOUR)
+            pen.text((left, top + 2), _fit(title, font), fill=colour, font=font)
+            outlines = [] if name is None else [(planes[name], colour)]
+            if part == window and name != TRUTH and truth is not None:
+                outlines.insert(0, (truth, COLOURS[TRUTH]))
+            panel = _panel(picture, outlines, points if name else points[:0], part)
+            if name is None:
+                _frame(panel, window, full)
             sheet.paste(panel, (left, top + TITLE))
     with write_beside(path) as temporary:
         sheet.save(temporary)
 
 
-def pick_examples(data: ImageSet, masks: Tensor, count: int) -> list[int]:
-    """Images for a sheet: with ground truth evenly from the worst to the best IoU, otherwise evenly over the set."""
-    if data.masks is None or len(data) <= count:
-        order = list(range(len(data)))
-    else:
+def pick_examples(data: ImageSet, masks: Tensor, count: int, order: str = "spread") -> list[int]:
+    """Images for a sheet by the IoU of a mask in them: the worst, the best, or a spread from the worst to the best.
+
+    Args:
+        masks: bool [N, H, W]. Without ground truth the images are spread evenly over the set.
+        count: how many images.
+        order: one of ``PICKS``.
+    """
+    ranked = list(range(len(data)))
+    if data.masks is not None and (len(data) > count or order != "spread"):
         union = (masks | data.masks).sum((1, 2))
-        order = torch.argsort((masks & data.masks).sum((1, 2)) / union.clamp(min=1), stable=True).tolist()
-    if len(order) <= count:
-        return order
-    return [order[round(step * (len(order) - 1) / max(count - 1, 1))] for step in range(count)]
+        # Nothing predicted where nothing is counts as right.
+        iou = torch.where(union > 0, (masks & data.masks).sum((1, 2)) / union.clamp(min=1), 1)
+        ranked = torch.argsort(iou, stable=True, descending=order == "best").tolist()
+    if len(ranked) <= count or order != "spread":
+        return ranked[:count]
+    return [ranked[round(step * (len(ranked) - 1) / max(count - 1, 1))] for step in range(count)]
 
 
 def _grey(image: Tensor) -> np.ndarray:
@@ -96,12 +121,16 @@ def _grey(image: Tensor) -> np.ndarray:
 def _window(
     points: np.ndarray, planes: Mapping[str, np.ndarray], height: int, width: int, zoom: int
 ) -> tuple[int, int, int, int]:
-    """The square to enlarge: around the first point, or the first foreground pixel, or the middle."""
+    """The square to enlarge: around the target with most errors, the first point, some foreground, or the middle."""
     centre = (height // 2, width // 2)
-    if len(points):
+    masks = [plane for name, plane in planes.items() if name != TRUTH]
+    if TRUTH in planes and planes[TRUTH].any():
+        mask = masks[-1] if masks else planes[TRUTH]
+        centre = _most_wrong(mask, planes[TRUTH])
+    elif len(points):
         centre = tuple(points[0])
     else:
-        for plane in planes.values():
+        for plane in reversed(masks):
             found = np.argwhere(plane)
             if len(found):
                 centre = tuple(found[0])
@@ -112,33 +141,54 @@ def _window(
     return top, left, top + side, left + side
 
 
+def _most_wrong(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    """Centre of the component of mask and truth together that holds a target and the most wrong pixels."""
+    joint = connected_components(torch.from_numpy(mask | truth)[None])
+    pixels, component = joint.pixels.numpy(), joint.component.numpy()
+    wrong = np.bincount(component, weights=(mask ^ truth).reshape(-1)[pixels])
+    holds = np.bincount(component, weights=truth.reshape(-1)[pixels]) > 0
+    y, x = joint.centroids[int(np.where(holds, wrong, -1).argmax())].tolist()
+    return round(y), round(x)
+
+
 def _panel(
     picture: np.ndarray,
-    plane: np.ndarray | None,
+    outlines: Sequence[tuple[np.ndarray, tuple[int, int, int]]],
     points: np.ndarray,
     part: tuple[int, int, int, int],
-    colour: tuple[int, int, int],
 ) -> Image.Image:
     top, left, bottom, right = part
     scale = PANEL / max(bottom - top, right - left)
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     crop = Image.fromarray(picture[top:bottom, left:right]).resize(size, Image.Resampling.NEAREST)
-    panel = Image.new("RGB", (PANEL, PANEL), (24, 24, 28))
+    panel = Image.new("RGB", (PANEL, PANEL), BACKGROUND)
     panel.paste(crop.convert("RGB"))
-    if plane is not None:
+    for plane, colour in outlines:
         mask = Image.fromarray(plane[top:bottom, left:right].astype(np.uint8) * 255)
         enlarged = np.asarray(mask.resize(size, Image.Resampling.NEAREST)) > 0
-        outline = Image.fromarray(_outline(enlarged).astype(np.uint8) * 255)
-        panel.paste(colour, (0, 0), outline)
+        panel.paste(colour, (0, 0), Image.fromarray(_outline(enlarged).astype(np.uint8) * 255))
     pen = ImageDraw.Draw(panel)
     for y, x in points:
-        if plane is None or not (top <= y < bottom and left <= x < right):
-            continue
-        row, column = (y - top + 0.5) * scale, (x - left + 0.5) * scale
-        arm = max(2, scale / 3)
-        pen.line((column - arm, row, column + arm, row), fill=POINT_COLOUR)
-        pen.line((column, row - arm, column, row + arm), fill=POINT_COLOUR)
+        if top <= y < bottom and left <= x < right:
+            row, column = (y - top + 0.5) * scale, (x - left + 0.5) * scale
+            arm = max(2, scale / 3)
+            pen.line((column - arm, row, column + arm, row), fill=POINT_COLOUR)
+            pen.line((column, row - arm, column, row + arm), fill=POINT_COLOUR)
     return panel
+
+
+def _frame(panel: Image.Image, window: tuple[int, int, int, int], full: tuple[int, int, int, int]) -> None:
+    """Mark the enlarged part in the picture of the whole image."""
+    scale = PANEL / max(full[2], full[3])
+    top, left, bottom, right = (side * scale for side in window)
+    ImageDraw.Draw(panel).rectangle((left, top, right - 1, bottom - 1), outline=POINT_COLOUR)
+
+
+def _fit(title: str, font: ImageFont.FreeTypeFont) -> str:
+    """The title, cut where it would run into the next panel."""
+    while font.getlength(title) > PANEL:
+        title = title.removesuffix("...")[:-1] + "..."
+    return title
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +104,12 @@ def predict(
     prediction = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
     rows = torch.arange(prediction.shape[1], device=prediction.device)[None, :, None]
     columns = torch.arange(prediction.shape[2], device=prediction.device)[None, None, :]
-    for chunk, logits in predict_logits(model, data, **settings):
-        chunk = chunk.to(prediction.device)
-        size = data.sizes[chunk]
-        inside = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
-        prediction[chunk] = (logits > level) & inside
-        if progress is not None:
-            progress(len(chunk))
+    with closing(predict_logits(model, data, **settings)) as parts:  # restores the network's mode whatever happens
+        for chunk, logits in parts:
+            chunk = chunk.to(prediction.device)
+            size = data.sizes[chunk]
+            inside = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
+            prediction[chunk] = (logits > level) & inside
+            if progress is not None:
+                progress(len(chunk))
     return prediction

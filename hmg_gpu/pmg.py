@@ -8,6 +8,7 @@ loops that remain run over fixed-size groups of points and bound the memory.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,9 @@ def point_to_box(
         boundary = first k with vavg[k] <= vavg[e + 1], included in the box
 
     A flat profile (no D > T) ends at the point; one of fewer than three pixels (point at the border) at its last pixel.
-    Where the text leaves room these are the readings that gave the best masks on real data. Both comparisons are made
-    without division (D * n > sum of D, sums in place of means), so integer intensities decide exactly on every device.
+    Where the text leaves room these are the readings that gave the best masks on real data. Both comparisons are
+    made without division (D * n > sum of D, sums in place of means), so integer intensities decide exactly on every
+    device.
 
     Args:
         images: float32 or uint8 [B, H, W], intensities as they come.
@@ -69,9 +71,9 @@ def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 
               = 1 - 0.5 * (Max - I) / (Max - sigma)   where I >  sigma
         P_f   = (P_g + P_v + P_h) / 3, mask = P_f >= 0.5                          (3, 4)
 
-    P_g takes the whole box; P_v the parts above and below the point, P_h those to its left and right, each part with its
-    own Min, Max and sigma. The row (column) of the point belongs to both parts and gets the mean of the two values. A
-    part without contrast gives 0.5. Points of one image are united.
+    P_g takes the whole box; P_v the parts above and below the point, P_h those to its left and right, each part with
+    its own Min, Max and sigma. The row (column) of the point belongs to both parts and gets the mean of the two values.
+    A part without contrast gives 0.5. Points of one image are united.
 
     Args:
         images: float32 or uint8 [B, H, W], intensities as they come.
@@ -167,35 +169,45 @@ def _point_to_box(images: Tensor, points: Tensor, extent: int, half_width: int, 
 def _search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Tensor:
     """P2B for one group of points: the four directions are one more axis of the tensors."""
     image, y, x, height, width, inside = _locate(images, points, sizes)
+    along = torch.arange(-extent, extent + 1, device=points.device)  # [S], both ways at once
+    across = torch.arange(-half_width, half_width + 1, device=points.device)  # [J]
 
-    # Steps to the left, right, up and down; across them the other coordinate moves.
-    step_y, step_x = points.new_tensor([[0, 0, -1, 1], [-1, 1, 0, 0]]).unbind()  # [4]
-    along = torch.arange(extent + 1, device=points.device)  # [K]
-    across = torch.arange(-half_width, half_width + 1, device=points.device)[:, None, None, None]  # [J, 1, 1, 1]
-    rows = y[:, None, None] + step_y[:, None] * along + step_x.abs()[:, None] * across  # [J, P, 4, K]
-    columns = x[:, None, None] + step_x[:, None] * along + step_y.abs()[:, None] * across  # [J, P, 4, K]
-    last_row, last_column = height[:, None, None] - 1, width[:, None, None] - 1
-    held_rows, held_columns = _hold(rows, last_row), _hold(columns, last_column)
-    values = _gather(images, image[:, None, None], held_rows, held_columns)  # [J, P, 4, K]
+    def profiles(centre: Tensor, last: Tensor, beside: Tensor, beside_last: Tensor, rows_first: bool) -> tuple:
+        """vmax and the sums behind vavg along one axis, both ways: each [P, 2, K], index 0 at the point."""
+        line = _hold(centre[:, None] + along, last[:, None])  # [P, S]
+        wanted = beside[:, None] + across
+        held = _hold(wanted, beside_last[:, None])  # [P, J]
+        if rows_first:
+            position = _flat(images, image[:, None, None], held[:, :, None], line[:, None, :])
+        else:
+            position = _flat(images, image[:, None, None], line[:, None, :], held[:, :, None])
+        values = images.reshape(-1)[position].float()  # [P, J, S]
+        # Held to the image a position repeats a border pixel that the region holds anyway: the maximum needs no mask.
+        vmax = values.amax(1)
+        vsum = torch.where((held == wanted)[:, :, None], values, 0).sum(1, dtype=_wide(values))
 
-    # Held to the image a position repeats a border pixel that the region holds anyway: the maximum needs no mask.
-    # Along the direction the region ends `reach` pixels away; what lies beyond is left out below.
-    vmax = values.amax(0)  # [P, 4, K]
-    valid = (held_rows == rows) & (held_columns == columns)
-    vsum = torch.where(valid, values, 0).sum(0, dtype=_wide(values))  # [P, 4, K], as good as the mean: equal counts
+        def both_ways(profile: Tensor) -> Tensor:
+            return torch.stack((profile[:, : extent + 1].flip(1), profile[:, extent:]), dim=1)
+
+        return both_ways(vmax), both_ways(vsum)  # equal counts along a direction: the sums decide like the means
+
+    max_x, sum_x = profiles(x, width - 1, y, height - 1, rows_first=True)
+    max_y, sum_y = profiles(y, height - 1, x, width - 1, rows_first=False)
+    vmax, vsum = torch.cat((max_x, max_y), dim=1), torch.cat((sum_x, sum_y), dim=1)  # [P, 4, K]
+
+    # Along a direction the region ends `reach` pixels away; what lies beyond is left out from here on.
     reach = torch.stack((x, width - 1 - x, y, height - 1 - y), dim=1).clamp(0, extent)[..., None]  # [P, 4, 1]
-
-    steps = along[:-1]
-    difference = (vmax[..., 1:] - vmax[..., :-1]).abs() * (steps < reach)  # [P, 4, K - 1], D of eq. in Sec. 3.1.1
-    total = difference.sum(-1, keepdim=True, dtype=_wide(values))
+    steps = along[extent:]  # 0..extent
+    difference = (vmax[..., 1:] - vmax[..., :-1]).abs() * (steps[:-1] < reach)  # [P, 4, K - 1], D
+    total = difference.sum(-1, keepdim=True, dtype=_wide(difference))
     transition = difference * reach.to(total.dtype) > total  # D > mean(D)
     largest = difference.amax(-1, keepdim=True)
-    peak = torch.where(difference == largest, steps, extent).amin(-1, keepdim=True)
-    border = torch.where(~transition & (steps > peak), steps, extent).amin(-1, keepdim=True)  # e + 1
+    peak = torch.where(difference == largest, steps[:-1], extent).amin(-1, keepdim=True)
+    border = torch.where(~transition & (steps[:-1] > peak), steps[:-1], extent).amin(-1, keepdim=True)  # e + 1
     border = torch.minimum(border, reach)
 
     threshold = vsum.gather(-1, border)
-    boundary = torch.where((vsum <= threshold) & (along <= reach), along, extent).amin(-1)  # [P, 4]
+    boundary = torch.where((vsum <= threshold) & (steps <= reach), steps, extent).amin(-1)  # [P, 4]
     flat = largest * reach.to(total.dtype) <= total
     boundary = torch.where(flat[..., 0], 0, boundary)
     boundary = torch.where(reach[..., 0] < 2, reach[..., 0], boundary)
@@ -212,15 +224,22 @@ def _paint(images: Tensor, points: Tensor, boxes: Tensor, extent: int, alpha: fl
     """B2M over all points, united per image: bool masks, or with ``soft`` float32 probabilities."""
     pixels = images.numel()
     # One slot past the end takes the writes of pixels outside the boxes, so that no shape depends on the data.
-    canvas = torch.zeros(pixels + 1, dtype=torch.float32 if soft else torch.bool, device=images.device)
+    canvas = _zeros(pixels + 1, torch.float32 if soft else torch.bool, images)
     for rows, frames, radius in _groups(images, points, boxes, extent):
-        probability, inside, position = _normalise_directions(images, rows, frames, radius, alpha)
+        score, inside, position = _normalise_directions(images, rows, frames, radius, alpha)
         if soft:
+            probability = 0.5 + score / 6
             canvas.scatter_reduce_(0, torch.where(inside, position, pixels).flatten(), probability.flatten(), "amax")
         else:
-            chosen = inside & (probability >= 0.5)
-            canvas.scatter_(0, torch.where(chosen, position, pixels).flatten(), True)
+            canvas.scatter_(0, torch.where(inside & (score >= 0), position, pixels).flatten(), True)
     return canvas[:pixels].view(images.shape)
+
+
+def _zeros(count: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """A flat tensor of zeros; on the CPU from memory that the system zeroes page by page as it is touched."""
+    if not can_read(like):
+        return torch.zeros(count, dtype=dtype, device=like.device)
+    return torch.from_numpy(np.zeros(count, dtype=np.float32 if dtype == torch.float32 else np.bool_))
 
 
 def _groups(images: Tensor, points: Tensor, boxes: Tensor, extent: int):
@@ -254,80 +273,63 @@ def _reach(points: Tensor, boxes: Tensor) -> Tensor:
 def _normalise_directions(
     images: Tensor, points: Tensor, boxes: Tensor, radius: int, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """P_f (eq. 3) on the square window of each point: probability, inside the box, flat position; each [P, S, S]."""
-    image, y, x, height, width, valid = _locate(images, points, None)
+    """Eqs. (1) to (3) on the square window of each point; each result [P, S, S].
+
+    Both branches of eq. (2) are 0.5 + 0.5 * q with q = (I - sigma) / (sigma - Min) below sigma and
+    (I - sigma) / (Max - sigma) above it. So P_f = 0.5 + (q_g + q_v + q_h) / 6, and P_f >= 0.5 is a sign.
+
+    Returns:
+        q_g + q_v + q_h (float32), inside the box (bool), flat position in the batch (int64).
+    """
+    image, y, x, _, _, valid = _locate(images, points, None)
     offsets = torch.arange(-radius, radius + 1, device=points.device)
     rows, columns = y[:, None] + offsets, x[:, None] + offsets  # [P, S]
     y0, x0, y1, x1 = boxes[:, :, None].unbind(1)  # [P, 1]
     in_rows, in_columns = (rows >= y0) & (rows < y1) & valid[:, None], (columns >= x0) & (columns < x1)
     inside = in_rows[:, :, None] & in_columns[:, None, :]  # [P, S, S]
-    rows, columns = _hold(rows, height[:, None] - 1), _hold(columns, width[:, None] - 1)
+    # Held to the box the window repeats its border pixels: minima and maxima of the parts need no mask.
+    rows = torch.minimum(torch.maximum(rows, y0), torch.maximum(y1 - 1, y0))
+    columns = torch.minimum(torch.maximum(columns, x0), torch.maximum(x1 - 1, x0))
     position = _flat(images, image[:, None, None], rows[:, :, None], columns[:, None, :])  # [P, S, S]
     window = images.reshape(-1)[position].float()  # [P, S, S]
 
     # Minimum, maximum and sum of every row and column of the box, from which those of its five parts follow.
-    infinity = torch.inf
-    low, high = torch.where(inside, window, infinity), torch.where(inside, window, -infinity)
     held = torch.where(inside, window, 0)
-    row_min, row_max, row_sum = low.amin(2), high.amax(2), held.sum(2, dtype=_wide(held))  # [P, S]
-    column_min, column_max, column_sum = low.amin(1), high.amax(1), held.sum(1, dtype=_wide(held))
-    counts_y, counts_x = in_rows.to(row_sum.dtype), in_columns.to(row_sum.dtype)
-    box_height, box_width = counts_y.sum(1), counts_x.sum(1)
+    by_row = window.amin(2), window.amax(2), held.sum(2, dtype=_wide(held)), in_rows  # [P, S]
+    by_column = window.amin(1), window.amax(1), held.sum(1, dtype=_wide(held)), in_columns
+    centre = window[:, radius, radius].to(by_row[2].dtype)
+
+    def part(lines: tuple[Tensor, ...], other: Tensor, span: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        minima, maxima, sums, counted = (line[:, span] for line in lines)
+        mean = sums.sum(1) / (counted.sum(1) * other.sum(1))
+        sigma = (alpha * centre + (1 - alpha) * mean).float()
+        # A part without contrast has I = sigma everywhere: any span but zero gives q = 0, that is P = 0.5.
+        rise, fall = sigma - minima.amin(1), maxima.amax(1) - sigma
+        return sigma, torch.where(rise > 0, rise, 1), torch.where(fall > 0, fall, 1)  # [P] each
+
     before, after = slice(None, radius + 1), slice(radius, None)  # both hold the point's own row or column
-    centre = window[:, radius, radius]
-
-    def part(minima: Tensor, maxima: Tensor, sums: Tensor, count: Tensor, span: slice = slice(None)) -> _Part:
-        mean = sums[:, span].sum(1) / count
-        sigma = (alpha * centre.to(mean.dtype) + (1 - alpha) * mean).float()
-        return _Part(minima[:, span].amin(1), maxima[:, span].amax(1), sigma)
-
-    whole = part(row_min, row_max, row_sum, box_height * box_width)
-    above = part(row_min, row_max, row_sum, counts_y[:, before].sum(1) * box_width, before)
-    below = part(row_min, row_max, row_sum, counts_y[:, after].sum(1) * box_width, after)
-    left = part(column_min, column_max, column_sum, counts_x[:, before].sum(1) * box_height, before)
-    right = part(column_min, column_max, column_sum, counts_x[:, after].sum(1) * box_height, after)
-
-    probability = whole.normalise(window)  # P_g
-    vertical = _two_parts(window, above, below, radius)  # P_v
-    horizontal = _two_parts(window.mT, left, right, radius).mT  # P_h
-    return (probability + vertical + horizontal) / 3, inside, position
+    whole = part(by_row, in_columns)
+    score = _excess(window, *(value[:, None, None] for value in whole))  # q_g
+    score += _two_parts(window, part(by_row, in_columns, before), part(by_row, in_columns, after), radius)  # q_v
+    left, right = part(by_column, in_rows, before), part(by_column, in_rows, after)
+    score += _two_parts(window.mT, left, right, radius).mT  # q_h
+    return score, inside, position
 
 
-class _Part:
-    """Min, Max and sigma of one part of the box for every point, and eq. (2) with them."""
-
-    def __init__(self, minimum: Tensor, maximum: Tensor, sigma: Tensor):
-        self.minimum, self.maximum, self.sigma = minimum, maximum, sigma  # each [P] or broadcastable to the window
-
-    def normalise(self, values: Tensor) -> Tensor:
-        """Eq. (2); 0.5 where I <= sigma == Min, 1 where I > sigma == Max. values [P, ...] -> same shape."""
-        shape = (-1,) + (1,) * (values.dim() - 1)
-        if self.sigma.dim() > 1:
-            shape = self.sigma.shape
-        minimum, maximum, sigma = self.minimum.view(shape), self.maximum.view(shape), self.sigma.view(shape)
-        lower = values <= sigma
-        rise, fall = sigma - minimum, maximum - sigma
-        distance = torch.where(lower, values - minimum, maximum - values)
-        span = torch.where(lower, torch.where(rise > 0, rise, 1), torch.where(fall > 0, fall, 1))
-        share = 0.5 * distance / span
-        return torch.where(lower, share + torch.where(rise > 0, 0.0, 0.5), 1 - share)
+def _excess(values: Tensor, sigma: Tensor, rise: Tensor, fall: Tensor) -> Tensor:
+    """q of a part, -1 at its Min, 0 at sigma, 1 at its Max."""
+    above = values - sigma
+    return above / torch.where(above <= 0, rise, fall)
 
 
-def _two_parts(window: Tensor, before: _Part, after: _Part, radius: int) -> Tensor:
-    """P_v of a window [P, S, S]: rows up to the point by ``before``, the others by ``after``, its own row by both."""
+def _two_parts(window: Tensor, before: tuple[Tensor, ...], after: tuple[Tensor, ...], radius: int) -> Tensor:
+    """q of a window [P, S, S]: rows up to the point by ``before``, the others by ``after``, its own row by both."""
     is_before = torch.arange(window.shape[1], device=window.device) <= radius  # [S]
-
-    def choose(first: Tensor, second: Tensor) -> Tensor:
-        return torch.where(is_before, first[:, None], second[:, None])[:, :, None]  # [P, S, 1]
-
-    both = _Part(
-        choose(before.minimum, after.minimum),
-        choose(before.maximum, after.maximum),
-        choose(before.sigma, after.sigma),
-    )
-    result = both.normalise(window)
-    row = window[:, radius]  # [P, S]
-    result[:, radius] = 0.5 * (before.normalise(row) + after.normalise(row))
+    lines = (torch.where(is_before, a[:, None], b[:, None])[:, :, None] for a, b in zip(before, after, strict=True))
+    result = _excess(window, *lines)  # [P, S, S] by [P, S, 1]
+    own = window[:, radius]  # [P, S]
+    first, second = (_excess(own, *(value[:, None] for value in part)) for part in (before, after))
+    result[:, radius] = 0.5 * (first + second)
     return result
 
 
@@ -357,10 +359,6 @@ def _hold(index: Tensor, last: Tensor | int) -> Tensor:
 def _flat(images: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     _, height, width = images.shape
     return (image * height + rows) * width + columns
-
-
-def _gather(images: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return images.reshape(-1)[_flat(images, image, rows, columns)].float()
 
 
 def _wide(values: Tensor) -> torch.dtype:

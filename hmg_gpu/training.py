@@ -6,17 +6,19 @@ goes on to the same bits on the same machine. Inside an epoch nothing is read fr
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import MODEL_PREFIX, read_description, read_tensors, save_checkpoint
+from .checkpoints import MODEL_PREFIX, load_weights, read_description, read_tensors, save_checkpoint
 from .data.batches import cut_crops, draw_epoch, mix_seed
 from .data.sets import ImageSet
 from .errors import HMGError, InputError
@@ -29,6 +31,7 @@ from .provenance import provenance
 from .update import false_alarm_filter, retrieve_missed, update
 
 STAGES = ("stage 1", "stage 2")
+STATE = {"totals", "masks.current"}  # what a checkpoint needs besides weights so that a run can go on
 
 
 @dataclass
@@ -57,7 +60,14 @@ class Settings:
     save_every: int = 5  # epochs between checkpoints
 
     def __post_init__(self) -> None:
-        self.epochs = tuple(self.epochs)
+        if isinstance(self.epochs, list):  # what JSON makes of a tuple
+            self.epochs = tuple(self.epochs)
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is float and type(value) is int:
+                setattr(self, field.name, float(value))
+            elif type(value) is not kind:
+                raise InputError(f"{field.name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
         choices = {
             "supervision": ("points", "full"),
             "model": ("acm", "dnanet"),
@@ -67,22 +77,34 @@ class Settings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        least = {"batch_size": 2, "patch_size": 32, "eval_every": 1, "save_every": 1, "update_every": 0, "radius": 0}
+        least = {"extent": 1, "half_width": 0, "radius": 0, "batch_size": 2, "patch_size": 32}
+        least |= {"eval_every": 1, "save_every": 1, "update_every": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
         if self.patch_size % 32:
+            raise InputError(f"patch_size = {self.patch_size}: expected a multiple of 32, as both networks halve it")
+        whole = len(self.epochs) == 2 and all(type(value) is int for value in self.epochs)
+        if not whole or self.epochs[0] < 1 or self.epochs[1] < 0:
             raise InputError(
-                f"patch_size = {self.patch_size}: expected a multiple of 32, as both networks halve it often"
+                f"epochs = {self.epochs}: expected two whole numbers, at least 1 for stage 1 and 0 for stage 2"
             )
-        if len(self.epochs) != 2 or self.epochs[0] < 1 or self.epochs[1] < 0:
-            raise InputError(f"epochs = {self.epochs}: expected two numbers, at least 1 for stage 1 and 0 for stage 2")
-        if not self.learning_rate > 0:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha = {self.alpha}: expected a number from 0 to 1")
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate = {self.learning_rate}: expected a positive number")
+        if not math.isfinite(self.output_bias):
+            raise InputError(f"output_bias = {self.output_bias}: expected a finite logit")
+        if self.supervision == "full" and self.update_every:
+            raise InputError(
+                f"update_every = {self.update_every}: full supervision has no masks to correct; leave it at 0"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """Settings read from a file; unknown and missing names are refused."""
+        if not isinstance(values, dict):
+            raise InputError(f"settings: expected an object of names and values, got {type(values).__name__}")
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
             raise InputError(
@@ -166,8 +188,9 @@ class Training:
                 every = self.settings.update_every
                 if self.stage == 1 and every and self.epoch % every == 0 and self.epoch < epochs:
                     self.masks = self._corrected()
-                if self.epoch % self.settings.save_every == 0 and self.epoch < epochs:
+                if self.stop or (self.epoch % self.settings.save_every == 0 and self.epoch < epochs):
                     self.save()
+                self._leave_if_asked()
             self._end_stage()
         return self.results
 
@@ -187,9 +210,9 @@ class Training:
             self._train_step(plan[self.step])
             self.step += 1
             self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
-            if self.stop and self.step < len(plan):
+            if self.stop and self.step < len(plan):  # after the last step, the epoch is brought to its end first
                 self.save()
-                raise StopRequest(f"stopped and saved; go on with: python train.py --resume {self.folder}")
+                self._leave_if_asked()
 
         loss, intersection, union, foreground, pixels = self.totals.tolist()
         seconds = time.perf_counter() - start
@@ -206,16 +229,17 @@ class Training:
         }
         self.report(row)
         if not math.isfinite(loss):
+            last = self.folder / "last.safetensors"
+            kept = f"{last} keeps the last good state" if last.exists() else "no checkpoint had been written yet"
             raise HMGError(
-                f"the loss is no longer finite in {STAGES[self.stage]}, epoch {self.epoch + 1}; the last good checkpoint "
-                f"is kept in {self.folder}; try a lower --learning-rate or leave out --bf16"
+                f"the loss is no longer finite in {STAGES[self.stage]}, epoch {self.epoch + 1}; {kept}; "
+                "try a lower --learning-rate or leave out --bf16"
             )
         self._diagnose(row)
+
+    def _leave_if_asked(self) -> None:
         if self.stop:
-            self.epoch, self.step = self.epoch + 1, 0
-            self.totals.zero_()
-            self.save()
-            raise StopRequest(f"stopped and saved; go on with: python train.py --resume {self.folder}")
+            raise StopRequest(f"stopped and saved; go on with: python train.py --resume {quote(str(self.folder))}")
 
     def _train_step(self, plan: Tensor) -> None:
         images, masks = cut_crops(self.train, self.masks, plan, self.settings.patch_size)  # [B, 1, S, S]
@@ -245,11 +269,12 @@ class Training:
         self.stage, self.epoch, self.step = self.stage + 1, 0, 0
         self.totals.zero_()
         self.save(f"stage{self.stage}.safetensors", weights_only=True)
-        if self.stage == 1:
-            if self.settings.stage2 == "scratch":
-                self._new_network()
-            else:
-                self._new_optimizer()
+        if self.settings.epochs[1] == 0:
+            self.stage = 2  # there is no stage 2: its network and results would be nobody's
+        elif self.stage == 1 and self.settings.stage2 == "scratch":
+            self._new_network()
+        elif self.stage == 1:
+            self._new_optimizer()
         self.save()
 
     def _corrected(self, table: bool = False) -> Tensor:
@@ -263,7 +288,8 @@ class Training:
         kinds = {"initial": self.initial, "prediction": prediction, "filtered": filtered, "hybrid": hybrid}
         if train.masks is not None:
             self.results["masks"] = {name: measure(masks, train) for name, masks in kinds.items()}
-        self.report({"event": "masks", "masks": kinds, "metrics": self.results.get("masks")})
+        position = {"stage": self.stage + 1, "epoch": self.epoch}
+        self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
         return hybrid
 
     def _evaluate(self, *, final: bool) -> None:
@@ -297,7 +323,8 @@ class Training:
                 cure = (
                     "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
                 )
-                self.report({"event": "message", "text": f"{STAGES[self.stage]}: {words}. If it stays so: {cure}."})
+                text = f"{STAGES[self.stage]}: {words}. If it stays so: {cure}."
+                self.report({"event": "message", "stage": row["stage"], "epoch": row["epoch"], "text": text})
 
     # --- state ---
 
@@ -347,9 +374,15 @@ class Training:
         """
         path = self.folder / "last.safetensors"
         description = read_description(path)
-        if description is None:
-            raise InputError(f"{path}: not a checkpoint of train.py; start without --resume")
         tensors = read_tensors(path)
+        if description is None or not (self.describe().keys() <= description.keys() and tensors.keys() >= STATE):
+            raise InputError(
+                f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
+            )
+        mine = json.loads(json.dumps(self.describe()))
+        for key in ("settings", "dataset"):
+            if description[key] != mine[key]:
+                raise InputError(f"{path}: {_difference(key, description[key], mine[key])}; resume with the run's own")
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
@@ -357,9 +390,7 @@ class Training:
             )
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.results, self.warned = description["results"], description["warned"]
-        self.model.load_state_dict(
-            {key.removeprefix(MODEL_PREFIX): value for key, value in tensors.items() if key.startswith(MODEL_PREFIX)}
-        )
+        load_weights(self.model, path)
         parameters = self.optimizer.param_groups[0]["params"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -372,6 +403,14 @@ class Training:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.totals = tensors["totals"].to(self.device)
         self.masks = tensors["masks.current"].to(self.device)
+
+
+def _difference(key: str, theirs: Any, mine: Any) -> str:
+    """The first place in which a checkpoint's description and this run differ, in words."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        name = next(name for name in (theirs | mine) if theirs.get(name) != mine.get(name))
+        key, theirs, mine = name, theirs.get(name), mine.get(name)
+    return f"its run had {key} = {theirs!r}, this one has {mine!r}"
 
 
 def measure(masks: Tensor, data: ImageSet) -> dict[str, int | float]:

@@ -49,7 +49,8 @@ def false_alarm_filter(prediction: Tensor, points: Tensor, *, radius: int = 30, 
 def retrieve_missed(initial: Tensor, filtered: Tensor) -> Tensor:
     """Unite the point-derived mask with the filtered prediction (HMG Sec. 3.2.2, MDR).
 
-    The network completes pixels beyond the P2B window; the initial mask brings back the targets that the network missed.
+    The network completes pixels beyond the P2B window; the initial mask brings back the targets that the network
+    missed.
 
         hybrid = initial OR filtered
 
