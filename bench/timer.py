@@ -23,7 +23,7 @@ class Timing:
 def time_together(
     calls: Mapping[str, Callable[[], object]], *, seconds: float = 6.0, least: int = 5
 ) -> dict[str, Timing]:
-    """Run the callables in turn, A B A B ..., after one warm-up each, for about ``seconds``, ``least`` rounds or more."""
+    """Run the callables in turn, A B A B ..., after one warm-up each, for ``seconds`` or ``least`` rounds."""
     for call in calls.values():
         call()
     spent: dict[str, list[float]] = {name: [] for name in calls}
