@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_mask, check_same, check_sizes
-from .components import Components, backend_for, connected_components, valid_area
+from .components import Components, backend_for, connected_components
 
 COUNTS = ("intersection", "union", "matched", "targets", "false_alarm_pixels", "pixel_false_alarms", "pixels")
 
@@ -43,25 +43,28 @@ def detection_counts(
 
         return on_device(prediction, target, sizes=sizes, distance=distance)
 
-    valid = valid_area(sizes, prediction)
-    if valid is not None:
-        prediction, target = prediction & valid, target & valid
     batch, height, width = prediction.shape
-    predicted_pixels = prediction.sum((1, 2))
-    intersection = (prediction & target).sum((1, 2))
-    union = predicted_pixels + target.sum((1, 2)) - intersection
+    found, truth = connected_components(prediction, sizes), connected_components(target, sizes)
+    # Foreground is sparse: the counts follow from its pixels, no plane is read again.
+    predicted_pixels, target_pixels = _per_image(found, found.area), _per_image(truth, truth.area)
+    shared = target.reshape(-1)[found.pixels]  # [F], where the prediction lies on the target
+    intersection = torch.bincount(found.pixels[shared] // (height * width), minlength=batch)
+    union = predicted_pixels + target_pixels - intersection
     pixels = torch.full_like(union, height * width) if sizes is None else sizes.prod(1)
 
-    found, truth = connected_components(prediction), connected_components(target)
     match = _match(found, truth, distance)  # [ground-truth components], -1 where none
     hit = match >= 0
-    targets = torch.bincount(truth.image, minlength=batch)
-    matched = torch.bincount(truth.image[hit], minlength=batch)
     unmatched = torch.ones(len(found), dtype=torch.bool, device=match.device)
     unmatched[match[hit]] = False
-    false_alarms = union.new_zeros(batch).index_add_(0, found.image[unmatched], found.area[unmatched])
+    targets, matched = _per_image(truth, torch.ones_like(truth.area)), _per_image(truth, hit.long())
+    false_alarms = _per_image(found, found.area * unmatched)
     columns = (intersection, union, matched, targets, false_alarms, predicted_pixels - intersection, pixels)
     return torch.stack(columns, dim=1)
+
+
+def _per_image(components: Components, values: Tensor) -> Tensor:
+    """Sum int64 values [K] of components over each image: int64 [B]."""
+    return values.new_zeros(components.shape[0]).index_add_(0, components.image, values)
 
 
 def _match(found: Components, truth: Components, distance: float) -> Tensor:
