@@ -1,0 +1,154 @@
+"""Compile every kernel for every target without a GPU: registers, spills, shared memory, binary size.
+
+    python -m bench.compile_report            a table
+    python -m bench.compile_report --json     the same as JSON, one object a kernel and target
+
+Ends with exit code 1 where a kernel spills or takes more than 128 registers a thread on CUDA. On AMD the vector
+registers of a wave of 64 are counted, whose limit is 512; ``.vgpr_spill_count`` must be 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+MAX_REGISTERS = 128  # a thread, on CUDA
+
+# Argument types by name; every other pointer is int32 and every other number int32.
+TYPES = {
+    "prediction": "*u8", "initial": "*u8", "out": "*u8", "plane": "*u8", "mask": "*u8", "image": "*u8",
+    "points": "*i64", "offsets": "*i64", "sizes": "*i64", "boxes": "*i64", "table": "*i64", "found": "*i64",
+    "truth": "*i64", "parents": "*i32", "areas": "*i32", "sums": "*i32", "listed": "*i32", "filled": "*i32",
+    "first": "*i32", "ranks": "*i32", "counts": "*i32", "labels": "*i32", "found_n": "*i32", "truth_n": "*i32",
+    "threshold": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
+}  # fmt: skip
+TILE = {"TILE_H": 32, "TILE_W": 128}
+SCAN = {"HAS_INITIAL": True, "HAS_SIZES": True, "LOGITS": False, **TILE}
+PMG = {"SEARCH": True, "PAINT": True, "HAS_SIZES": True, "ALONG": 32, "ACROSS": 16, "COLUMNS": 64, "ROWS": 4}
+
+# (variant, file, kernel, constants, types that differ, warps); the paper's settings.
+KERNELS = (
+    ("bool", "update", "update_image_kernel", SCAN, {}, 8),
+    ("logits, wide sums", "update", "update_image_kernel", SCAN | {"LOGITS": True},
+     {"prediction": "*fp32", "sums": "*i64"}, 8),
+    ("bf16 logits", "update", "scan_link_kernel", SCAN | {"LOGITS": True}, {"prediction": "*bf16"}, 8),
+    ("", "blocks", "link_border_kernel", TILE, {}, 8),
+    ("wide sums", "update", "sum_kernel", TILE, {"sums": "*i64"}, 8),
+    ("wide sums", "update", "decide_kernel", {"HAS_SIZES": True, **TILE}, {"sums": "*i64"}, 8),
+    ("", "components", "scan_kernel", {"HAS_SIZES": True, **TILE}, {}, 8),
+    ("", "components", "first_kernel", TILE, {}, 8),
+    ("", "components", "rank_kernel", {"COLUMNS": 7, "CHUNK": 4096}, {}, 8),
+    ("", "components", "moments_kernel", {"LABELS": True, "COLUMNS": 7, **TILE}, {}, 8),
+    ("", "components", "match_kernel", {"LANES": 256}, {"out": "*i64"}, 4),
+    ("bytes", "pmg", "pmg_kernel", PMG, {}, 2),
+    ("floats, given boxes", "pmg", "pmg_kernel", PMG | {"SEARCH": False}, {"image": "*fp32"}, 2),
+)  # fmt: skip
+
+
+def compile_kernel(number: int, target: str) -> dict:
+    """Compile one row of KERNELS for one target: name, target, registers, spills, shared and binary bytes."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    variant, file, name, constants, changed, warps = KERNELS[number]
+    kernel = getattr(importlib.import_module(f"hmg_gpu.kernels.{file}"), name)
+    names = kernel.arg_names
+    types = TYPES | changed | dict.fromkeys(constants, "constexpr")
+    signature = {argument: types.get(argument, "i32") for argument in names}
+    # What the launcher finds out by itself for 512 x 512: pointers and the width are multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, argument in enumerate(names)
+        if signature[argument].startswith("*") or argument == "width"
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(argument),): value for argument, value in constants.items()},
+        attrs=aligned,
+    )
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": name not in ("pmg_kernel", "match_kernel")}
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+    row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}
+    if TARGETS[target][0] == "cuda":
+        binary = compiled.asm["cubin"]
+        row |= cuda_usage(binary, Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    else:
+        binary, text = compiled.asm["hsaco"], compiled.asm["amdgcn"]
+        row["registers"] = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
+        row["spills"] = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1])
+    return row | {"binary": len(binary)}
+
+
+def cuda_usage(cubin: bytes, cuobjdump: Path) -> dict:
+    """Registers a thread, and bytes of stack and local memory (what spills take), from Triton's own cuobjdump."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        text = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"\b{word}:(\d+)", text)[1]) for word in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spills": stack + local}
+
+
+def report(targets: list[str], jobs: int) -> list[dict]:
+    tasks = [(number, target) for number in range(len(KERNELS)) for target in targets]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(compile_kernel, *zip(*tasks, strict=True)))
+
+
+def faults(row: dict) -> list[str]:
+    """Why a row is not acceptable; empty where it is."""
+    found = [f"spills {row['spills']}"] if row["spills"] else []
+    if row["target"].startswith("sm_") and row["registers"] > MAX_REGISTERS:
+        found.append(f"{row['registers']} registers")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.compile_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="only this target; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at a time")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
+        return 2
+    rows = report(options.target or list(TARGETS), options.jobs)
+    bad = [(row, why) for row in rows if (why := faults(row))]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("kernel", "variant", "target", title="Compiled without a GPU")
+        for column in ("registers", "spills", "shared", "binary"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            numbers = (str(row[column]) for column in ("registers", "spills", "shared", "binary"))
+            table.add_row(row["kernel"], row["variant"], row["target"], *numbers)
+        Console(width=110).print(table)
+        for row, why in bad:
+            print(f"{row['kernel']} ({row['variant']}) on {row['target']}: {', '.join(why)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

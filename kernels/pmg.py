@@ -1,0 +1,330 @@
+"""P2B + B2M fused (HMG Sec. 3.1): one program a point, one launch for all points.
+
+Equal to :mod:`hmg_gpu.pmg`: P2B exactly for integer intensities, B2M in the same float32 operations on the same
+float64 sums. The four search regions and the box are read from the image (the second look comes from the cache);
+masks of one image are united by plain stores of True, so overlapping points need no atomics. Compiled without
+fusing multiply and add (``enable_fp_fusion=False``), which would round differently from the torch path.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hmg_gpu.kernels import blocks
+
+NUM_WARPS = 2
+ROWS = 4  # rows of the box looked at together
+
+
+@triton.jit
+def boundary(
+    image, y, x, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, room, rows, columns, width, extent, half_width,
+    ALONG: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    """How far the target reaches in one direction, in pixels; room = pixels between the point and the border."""
+    reach = tl.minimum(room, extent)
+    k = tl.arange(0, ALONG)
+    j = tl.arange(0, ACROSS)[:, None] - half_width
+    r = y + STEP_Y * k[None, :] + (1 - STEP_Y * STEP_Y) * j
+    c = x + STEP_X * k[None, :] + (1 - STEP_X * STEP_X) * j
+    valid = (k[None, :] <= reach) & (j <= half_width) & (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
+    value = tl.load(image + r * width + c, mask=valid, other=0).to(tl.float32)  # [ACROSS, ALONG]
+    vmax = tl.max(tl.where(valid, value, float("-inf")), axis=0)  # [ALONG]
+    vsum = tl.sum(tl.where(valid, value, 0.0).to(tl.float64), axis=0)  # sums compare like means: equal counts
+
+    following = tl.gather(vmax, tl.minimum(k + 1, ALONG - 1), 0)
+    difference = tl.where(k < reach, tl.abs(following - vmax), 0.0)  # D
+    total = tl.sum(difference.to(tl.float64), axis=0)
+    transition = difference.to(tl.float64) * reach.to(tl.float64) > total  # D > mean(D)
+    largest = tl.max(difference, axis=0)
+    peak = tl.min(tl.where(difference == largest, k, ALONG), axis=0)
+    edge = tl.min(tl.where((k > peak) & ~transition, k, ALONG), axis=0)  # e + 1
+    edge = tl.minimum(edge, reach)
+    threshold = tl.sum(tl.where(k == edge, vsum, 0.0), axis=0)
+    found = tl.min(tl.where((vsum <= threshold) & (k <= reach), k, ALONG), axis=0)
+    found = tl.where(largest.to(tl.float64) * reach.to(tl.float64) <= total, 0, found)  # flat profile
+    return tl.where(reach < 2, reach, found)  # fewer than three pixels: the last
+
+
+@triton.jit
+def part(low, high, total, count, centre, alpha):
+    """sigma of eq. (1), and the spans below and above it; 1 where the part has no contrast."""
+    mean = total / count.to(tl.float64)
+    sigma = (alpha * centre.to(tl.float64) + (1.0 - alpha) * mean).to(tl.float32)
+    rise, fall = sigma - low, high - sigma
+    return sigma, tl.where(rise > 0, rise, 1.0), tl.where(fall > 0, fall, 1.0)
+
+
+@triton.jit
+def excess(value, sigma, rise, fall):
+    """q of eq. (2), P = 0.5 + 0.5 * q: -1 at the part's Min, 0 at sigma, 1 at its Max."""
+    above = value - sigma
+    return tl.div_rn(above, tl.where(above <= 0, rise, fall))
+
+
+@triton.jit
+def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """B2M inside one box, which holds its point."""
+    infinity = float("inf")
+    c = x0 + tl.arange(0, COLUMNS)  # [C]
+    in_columns = c < x1
+    centre = tl.load(image + y * width + x).to(tl.float32)
+    own = tl.load(image + y * width + c, mask=in_columns, other=0).to(tl.float32)
+    own_min, own_max = (tl.where(in_columns, own, infinity), tl.where(in_columns, own, -infinity))
+    own_sum = tl.where(in_columns, own, 0.0).to(tl.float64)
+    # Column by column: minimum, maximum and sum of the rows above and below the point's own.
+    up_min = tl.full((COLUMNS,), infinity, tl.float32)
+    up_max = tl.full((COLUMNS,), -infinity, tl.float32)
+    up_sum = tl.zeros((COLUMNS,), tl.float64)
+    down_min, down_max, down_sum = up_min, up_max, up_sum
+    start = y0
+    while start < y1:
+        r = start + tl.arange(0, ROWS)[:, None]
+        inside = (r < y1) & in_columns[None, :]
+        value = tl.load(image + r * width + c[None, :], mask=inside, other=0).to(tl.float32)  # [R, C]
+        above, below = inside & (r < y), inside & (r > y)
+        up_min = tl.minimum(up_min, tl.min(tl.where(above, value, infinity), axis=0))
+        up_max = tl.maximum(up_max, tl.max(tl.where(above, value, -infinity), axis=0))
+        up_sum += tl.sum(tl.where(above, value, 0.0).to(tl.float64), axis=0)
+        down_min = tl.minimum(down_min, tl.min(tl.where(below, value, infinity), axis=0))
+        down_max = tl.maximum(down_max, tl.max(tl.where(below, value, -infinity), axis=0))
+        down_sum += tl.sum(tl.where(below, value, 0.0).to(tl.float64), axis=0)
+        start += ROWS
+
+    height_box, width_box = y1 - y0, x1 - x0
+    all_min = tl.minimum(tl.minimum(up_min, own_min), down_min)
+    all_max = tl.maximum(tl.maximum(up_max, own_max), down_max)
+    all_sum = up_sum + own_sum + down_sum
+    to_left, to_right = c <= x, c >= x
+    above_min, above_max = tl.minimum(up_min, own_min), tl.maximum(up_max, own_max)
+    below_min, below_max = tl.minimum(down_min, own_min), tl.maximum(down_max, own_max)
+    box = height_box * width_box
+    g_sigma, g_rise, g_fall = part(
+        tl.min(all_min, axis=0), tl.max(all_max, axis=0), tl.sum(all_sum, axis=0), box, centre, alpha
+    )
+    a_sigma, a_rise, a_fall = part(
+        tl.min(above_min, axis=0), tl.max(above_max, axis=0), tl.sum(up_sum + own_sum, axis=0),
+        (y - y0 + 1) * width_box, centre, alpha,
+    )  # fmt: skip
+    b_sigma, b_rise, b_fall = part(
+        tl.min(below_min, axis=0), tl.max(below_max, axis=0), tl.sum(own_sum + down_sum, axis=0),
+        (y1 - y) * width_box, centre, alpha,
+    )  # fmt: skip
+    l_sigma, l_rise, l_fall = part(
+        tl.min(tl.where(to_left, all_min, infinity), axis=0), tl.max(tl.where(to_left, all_max, -infinity), axis=0),
+        tl.sum(tl.where(to_left, all_sum, 0.0), axis=0), (x - x0 + 1) * height_box, centre, alpha,
+    )  # fmt: skip
+    r_sigma, r_rise, r_fall = part(
+        tl.min(tl.where(to_right, all_min, infinity), axis=0), tl.max(tl.where(to_right, all_max, -infinity), axis=0),
+        tl.sum(tl.where(to_right, all_sum, 0.0), axis=0), (x1 - x) * height_box, centre, alpha,
+    )  # fmt: skip
+
+    start = y0
+    while start < y1:
+        r = start + tl.arange(0, ROWS)[:, None]
+        inside = (r < y1) & in_columns[None, :]
+        at = r * width + c[None, :]
+        value = tl.load(image + at, mask=inside, other=0).to(tl.float32)  # [R, C]
+        score = excess(value, g_sigma, g_rise, g_fall)  # q_g
+        before, after = excess(value, a_sigma, a_rise, a_fall), excess(value, b_sigma, b_rise, b_fall)
+        score += tl.where(r < y, before, tl.where(r > y, after, 0.5 * (before + after)))  # q_v
+        before, after = excess(value, l_sigma, l_rise, l_fall), excess(value, r_sigma, r_rise, r_fall)
+        left, right = c[None, :] < x, c[None, :] > x
+        score += tl.where(left, before, tl.where(right, after, 0.5 * (before + after)))  # q_h
+        # P_f = 0.5 + score / 6, so P_f >= 0.5 is a sign.
+        tl.store(mask + at, tl.full((ROWS, COLUMNS), 1, tl.uint8), mask=inside & (score >= 0))
+        start += ROWS
+
+
+@triton.jit(do_not_specialize=["images", "height", "extent", "half_width", "alpha_bits"])
+def pmg_kernel(
+    image, points, sizes, boxes, mask, images, height, width, extent, half_width, alpha_bits,
+    SEARCH: tl.constexpr, PAINT: tl.constexpr, HAS_SIZES: tl.constexpr,
+    ALONG: tl.constexpr, ACROSS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """One point: find its box (SEARCH) or read it, then fill its mask (PAINT)."""
+    row = tl.program_id(0).to(tl.int64)
+    which = tl.load(points + 3 * row)
+    far_y, far_x = tl.load(points + 3 * row + 1), tl.load(points + 3 * row + 2)
+    known = (which >= 0) & (which < images)
+    which = tl.where(known, which, 0)
+    rows, columns = height.to(tl.int64), width.to(tl.int64)
+    if HAS_SIZES:
+        rows = tl.minimum(rows, tl.load(sizes + 2 * which))
+        columns = tl.minimum(columns, tl.load(sizes + 2 * which + 1))
+    known = known & (far_y >= 0) & (far_y < rows) & (far_x >= 0) & (far_x < columns)
+    y, x = far_y.to(tl.int32), far_x.to(tl.int32)
+    rows, columns = rows.to(tl.int32), columns.to(tl.int32)
+    base = which * height * width
+    y0, x0, y1, x1 = y, x, y, x
+    if SEARCH:
+        if known:
+            up = boundary(image + base, y, x, -1, 0, y, rows, columns, width, extent, half_width, ALONG, ACROSS)
+            down = boundary(
+                image + base, y, x, 1, 0, rows - 1 - y, rows, columns, width, extent, half_width, ALONG, ACROSS
+            )
+            left = boundary(image + base, y, x, 0, -1, x, rows, columns, width, extent, half_width, ALONG, ACROSS)
+            right = boundary(
+                image + base, y, x, 0, 1, columns - 1 - x, rows, columns, width, extent, half_width, ALONG, ACROSS
+            )
+            y0, x0, y1, x1 = y - up, x - left, y + down + 1, x + right + 1
+        else:
+            y0, x0, y1, x1 = y * 0, y * 0, y * 0, y * 0
+        tl.store(boxes + 4 * row, y0.to(tl.int64))
+        tl.store(boxes + 4 * row + 1, x0.to(tl.int64))
+        tl.store(boxes + 4 * row + 2, y1.to(tl.int64))
+        tl.store(boxes + 4 * row + 3, x1.to(tl.int64))
+    else:
+        # A box never reaches out of the image, nor further than extent: what does is cut.
+        y0 = tl.maximum(tl.load(boxes + 4 * row), tl.maximum(far_y - extent, 0)).to(tl.int32)
+        x0 = tl.maximum(tl.load(boxes + 4 * row + 1), tl.maximum(far_x - extent, 0)).to(tl.int32)
+        y1 = tl.minimum(tl.load(boxes + 4 * row + 2), tl.minimum(far_y + extent + 1, rows)).to(tl.int32)
+        x1 = tl.minimum(tl.load(boxes + 4 * row + 3), tl.minimum(far_x + extent + 1, columns)).to(tl.int32)
+        known = known & (y0 <= y) & (y < y1) & (x0 <= x) & (x < x1)
+    if PAINT:  # noqa: SIM102 (a constant of the compiler, then a value of the program)
+        if known:
+            alpha = alpha_bits.to(tl.int64).to(tl.float64, bitcast=True)
+            paint(image + base, mask + base, y, x, y0, x0, y1, x1, width, alpha, COLUMNS, ROWS)
+
+
+def launch(
+    images: Tensor, points: Tensor, boxes: Tensor | None, sizes: Tensor | None,
+    extent: int, half_width: int, alpha: float, mask: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run the kernel; must equal ``hmg_gpu.pmg.point_to_box`` and ``box_to_mask``.
+
+    Searches the boxes where ``boxes`` is None; fills the mask where ``mask`` is True, else returns it empty.
+    """
+    batch, height, width = images.shape
+    search = boxes is None
+    device = images.device
+    found = torch.empty((len(points), 4), dtype=torch.int64, device=device) if search else boxes.contiguous()
+    plane = torch.zeros(images.shape if mask else (0,), dtype=torch.uint8, device=device)  # [B, H, W]
+    if len(points) and images.numel():
+        images, points = images.contiguous(), points.contiguous()
+        limits = points if sizes is None else sizes.contiguous()
+        # Triton passes Python floats as float32; the bits keep alpha a double.
+        (alpha_bits,) = struct.unpack("<q", struct.pack("<d", alpha))
+        with torch.cuda.device_of(images):
+            pmg_kernel[(len(points),)](
+                images, points, limits, found, plane, batch, height, width, extent, half_width, alpha_bits,
+                SEARCH=search, PAINT=mask, HAS_SIZES=sizes is not None,
+                ALONG=triton.next_power_of_2(extent + 1), ACROSS=triton.next_power_of_2(2 * half_width + 1),
+                COLUMNS=triton.next_power_of_2(2 * extent + 1), ROWS=ROWS,
+                num_warps=NUM_WARPS, num_stages=1, enable_fp_fusion=False,
+            )  # fmt: skip
+    elif search:
+        found.zero_()
+    return found, plane.view(torch.bool)
+
+
+@torch.library.custom_op("hmg_gpu::pmg", mutates_args=(), device_types="cuda")
+def _pmg(
+    images: Tensor,
+    points: Tensor,
+    boxes: Tensor | None,
+    sizes: Tensor | None,
+    extent: int,
+    half_width: int,
+    alpha: float,
+    mask: bool,
+) -> tuple[Tensor, Tensor]:
+    found, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+    # An op may not return its argument.
+    return found if boxes is None else boxes.new_empty((0, 4)), plane
+
+
+@_pmg.register_kernel("cpu")
+def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
+    if blocks.INTERPRETED:
+        found, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+    else:
+        from hmg_gpu.pmg import _paint, _point_to_box
+
+        found = _point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
+        plane = torch.zeros((0,), dtype=torch.bool)
+        if mask:
+            plane = _paint(images, points, found, extent, alpha, soft=False)
+    return found if boxes is None else boxes.new_empty((0, 4)), plane
+
+
+@_pmg.register_fake
+def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
+    found = points.new_empty((points.shape[0] if boxes is None else 0, 4))
+    return found, images.new_empty(images.shape if mask else (0,), dtype=torch.bool)
+
+
+def _check(images: Tensor, points: Tensor, sizes: Tensor | None, extent: int, half_width: int) -> None:
+    blocks.check_plane("images", images, (torch.float32, torch.uint8))
+    blocks.check_points(points, images.device)
+    blocks.check_sizes(sizes, images.shape[0], images.device)
+    if extent < 1 or half_width < 0:
+        raise ValueError(f"expected extent >= 1 and half_width >= 0 pixels, got {extent} and {half_width}")
+
+
+@torch.no_grad()
+def point_to_box(
+    images: Tensor, points: Tensor, *, extent: int = 25, half_width: int = 4, sizes: Tensor | None = None
+) -> Tensor:
+    """The box around each point (HMG Sec. 3.1.1, P2B); equals :func:`hmg_gpu.pmg.point_to_box`. No gradient.
+
+    Args:
+        images: float32 or uint8 [B, H, W].
+        points: int64 [P, 3], rows (image, y, x) in pixels.
+        extent: L_ep in pixels. half_width: L_dp in pixels.
+        sizes: int64 [B, 2], rows (height, width) of the valid area.
+
+    Returns:
+        int64 [P, 4], rows (y0, x0, y1, x1), half open; (0, 0, 0, 0) for a point outside its image.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+    """
+    _check(images, points, sizes, extent, half_width)
+    return _pmg(images, points, None, sizes, extent, half_width, 0.0, False)[0]
+
+
+@torch.no_grad()
+def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 25, alpha: float = 0.15) -> Tensor:
+    """The mask inside each box (HMG Sec. 3.1.2, B2M); equals :func:`hmg_gpu.pmg.box_to_mask`. No gradient.
+
+    Args:
+        images, points: as :func:`point_to_box`.
+        boxes: int64 [P, 4], rows (y0, x0, y1, x1), half open; cut to the image and to ``extent`` around the point.
+            A box without its point makes no mask.
+        alpha: weight of the point's own intensity.
+
+    Returns:
+        bool [B, H, W].
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+    """
+    _check(images, points, None, extent, 0)
+    if boxes.dtype != torch.int64 or boxes.shape != (len(points), 4) or boxes.device != images.device:
+        raise ValueError(
+            f"boxes: expected int64 [{len(points)}, 4] on {images.device}, "
+            f"got {boxes.dtype} {list(boxes.shape)} on {boxes.device}"
+        )
+    return _pmg(images, points, boxes, None, extent, 0, alpha, True)[1]
+
+
+@torch.no_grad()
+def point_to_mask(
+    images: Tensor, points: Tensor, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15,
+    sizes: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """P2B and B2M in one launch (HMG Sec. 3.1, PMG); equals :func:`hmg_gpu.pmg.point_to_mask`. No gradient.
+
+    Args, Raises: as :func:`point_to_box` and :func:`box_to_mask`.
+
+    Returns:
+        bool [B, H, W], the union over the points of each image.
+    """
+    _check(images, points, sizes, extent, half_width)
+    return _pmg(images, points, None, sizes, extent, half_width, alpha, True)[1]

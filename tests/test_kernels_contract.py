@@ -1,0 +1,249 @@
+"""What the update path promises beside its results: no host synchronisation, constant launches, real targets.
+
+No GPU is needed: ops run interpreted or on fake tensors of a device that does not exist; kernels are compiled.
+"""
+
+from __future__ import annotations
+
+# isort: off
+from kernel_tools import DEVICE, launches  # before any kernel is decorated
+
+# isort: on
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hmg_gpu
+from hmg_gpu.kernels import blocks, components, pmg, update
+from hmg_gpu.models import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+MASK = torch.zeros(2, 6, 7, dtype=torch.bool)
+MASK[0, 1:3, 2:5] = MASK[1, 4, 4] = True
+POINTS = torch.tensor([[0, 2, 3], [1, 4, 4]])
+SIZES = torch.tensor([[6, 7], [5, 6]])
+IMAGES = MASK.float() * 90 + torch.arange(84).view(2, 6, 7) % 5
+
+
+# ---- torch.library --------------------------------------------------------------------------------------------------
+
+
+def op_calls():
+    points, offsets = update.group_points(POINTS, 2)
+    return {
+        "update": (torch.ops.hmg_gpu.update.default, (MASK, MASK, points, offsets, None, 3, 0.0)),
+        "update, logits": (torch.ops.hmg_gpu.update.default, (IMAGES, None, points, offsets, SIZES, 3, 50.0)),
+        "components": (torch.ops.hmg_gpu.components.default, (MASK, SIZES, 12)),
+        "detection_counts": (torch.ops.hmg_gpu.detection_counts.default, (MASK, MASK, None, 3.0)),
+        "pmg": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, SIZES, 4, 1, 0.15, True)),
+        "pmg, boxes only": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, None, 4, 1, 0.15, False)),
+    }
+
+
+@pytest.mark.parametrize("name", op_calls())
+def test_opcheck(name: str) -> None:
+    op, arguments = op_calls()[name]
+    arguments = tuple(a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in arguments)
+    torch.library.opcheck(op, arguments)
+
+
+def test_compiles_as_one_graph_under_autocast() -> None:
+    def step(logits, initial, images, points):
+        filtered = update.update(logits, initial, points, radius=3)
+        counts = components.detection_counts(filtered, initial)
+        return pmg.point_to_mask(images, points, extent=4, half_width=1), counts
+
+    logits = torch.where(MASK, 2.0, -2.0).bfloat16().to(DEVICE).requires_grad_()
+    arguments = (logits, MASK.to(DEVICE), IMAGES.to(DEVICE), POINTS.to(DEVICE))
+    expected = step(*arguments)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        found = torch.compile(step, backend="aot_eager", fullgraph=True)(*arguments)
+    for first, second in zip(found, expected, strict=True):
+        assert first.equal(second) and not first.requires_grad
+
+
+def test_cpu_without_the_interpreter_takes_the_plain_path() -> None:
+    """The same ops in a process where kernels are not interpreted: results of the CPU path."""
+    code = """
+import torch
+from hmg_gpu.kernels import blocks, components, pmg, update
+assert not blocks.INTERPRETED
+torch.manual_seed(0)
+mask, target = torch.rand(2, 2, 30, 31) < 0.1
+images = (torch.rand(2, 30, 31) * 255).round()
+points = torch.tensor([[1, 4, 5], [0, 20, 9], [1, 15, 15]])
+sizes = torch.tensor([[30, 20], [25, 31]])
+print(update.update(mask, target, points, radius=6, sizes=sizes).sum((1, 2)).tolist())
+print(components.detection_counts(mask, target, sizes=sizes).tolist())
+labels, counts, table = components.components(mask, sizes=sizes, capacity=99)
+print(labels.sum().item(), counts.tolist(), table.sum((1)).tolist())
+print(pmg.point_to_box(images, points, extent=9).tolist(), pmg.point_to_mask(images, points, extent=9).sum().item())
+"""
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    plain["CUDA_VISIBLE_DEVICES"] = ""
+    outputs = []
+    for environment in (plain, plain | {"TRITON_INTERPRET": "1"}):
+        text = code if environment is plain else code.replace("assert not", "assert")
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 4
+
+
+# ---- no synchronisation ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fake_device() -> str:
+    """An accelerator known to Python alone: tensors on it exist only under FakeTensorMode."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("hmg_fake")
+    return "hmg_fake"
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Refuse every operation whose result or shape needs the host to look at device memory."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.index.Tensor:  # integer gathers carry the tag of boolean ones
+            if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+                raise AssertionError("indexing with bool synchronises")
+        elif torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            raise AssertionError(f"{func} synchronises")
+        result = func(*args, **kwargs)
+        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if func in copies:
+            source = args[0] if func is copies[0] else args[1]
+            if source.device != result.device:
+                raise AssertionError(f"{func} copies from {source.device} to {result.device}")
+        return result
+
+
+@pytest.mark.parametrize("culprit", ["nonzero", "item", "bool index", "copy"])
+def test_the_check_finds_what_it_looks_for(culprit: str, fake_device: str) -> None:
+    calls = {
+        "nonzero": lambda t: t.nonzero(),
+        "item": lambda t: t.sum().item(),
+        "bool index": lambda t: t[t],
+        "copy": lambda t: t.cpu(),
+    }
+    with FakeTensorMode(), NoSynchronisation():
+        mask = torch.empty((2, 4, 4), dtype=torch.bool, device=fake_device)
+        with pytest.raises(AssertionError, match=r"synchronises|copies"):
+            calls[culprit](mask)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str, monkeypatch) -> None:
+    """update, point_to_mask, the metrics and a whole step in the training loop, on fake tensors of an accelerator."""
+    monkeypatch.setenv("HMG_BACKEND", "triton")
+    from hmg_gpu.metrics import detection_counts
+
+    model = build_model("acm").eval()
+    state = model.state_dict()
+    with FakeTensorMode():
+        weights = {
+            name: torch.empty(value.shape, dtype=value.dtype, device=fake_device) for name, value in state.items()
+        }
+        images = torch.empty((4, 64, 96), device=fake_device)
+        points = torch.empty((9, 3), dtype=torch.int64, device=fake_device)
+        sizes = torch.empty((4, 2), dtype=torch.int64, device=fake_device) if padded else None
+        with NoSynchronisation(), torch.no_grad():
+            initial = hmg_gpu.point_to_mask(images, points, sizes=sizes)
+            boxes = hmg_gpu.point_to_box(images, points, sizes=sizes)
+            assert hmg_gpu.box_to_mask(images, points, boxes).shape == images.shape
+            logits = torch.func.functional_call(model, weights, (images[:, None],))[:, 0]
+            hybrid = hmg_gpu.update(logits > 0, initial, points, sizes=sizes)
+            fused = update.update(logits, initial, points, sizes=sizes)
+            assert hmg_gpu.false_alarm_filter(logits > 0, points, sizes=sizes).shape == hybrid.shape == fused.shape
+            assert hybrid.dtype == torch.bool and hybrid.device.type == fake_device
+            assert detection_counts(hybrid, initial, sizes=sizes).shape == (4, 7)
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (3, 300, 500), (200, 64, 64), (4096, 512, 512)])
+@pytest.mark.parametrize("count", [1, 70])
+def test_the_launch_count_is_constant(shape: tuple[int, int, int], count: int, monkeypatch) -> None:
+    """On meta tensors, with kernels that only note their name."""
+    empty = {"device": "meta"}
+    mask = torch.empty(shape, dtype=torch.bool, **empty)
+    points = torch.empty((count, 3), dtype=torch.int64, **empty)
+    offsets = torch.empty(shape[0] + 1, dtype=torch.int64, **empty)
+
+    def names(module, call):
+        monkeypatch.setattr(components, "link_border_kernel", blocks.link_border_kernel)
+        return launches(monkeypatch, module, call)
+
+    for design, expected in (
+        ("images", ["update_image_kernel"]),
+        ("tiles", ["scan_link_kernel", "link_border_kernel", "sum_kernel", "decide_kernel"]),
+    ):
+        found = names(update, lambda d=design: update.launch(mask, mask, points, offsets, None, 30, 0.0, d))
+        assert found == expected
+    images = torch.empty(shape, **empty)
+    assert names(pmg, lambda: pmg.launch(images, points, None, None, 25, 4, 0.15, True)) == ["pmg_kernel"]
+    labelling = ["scan_kernel", "link_border_kernel", "first_kernel", "rank_kernel", "moments_kernel"]
+    assert names(components, lambda: components.launch_components(mask, None, 100)) == labelling
+    found = names(components, lambda: components.launch_counts(mask, mask, None, 3.0))
+    assert found == [*labelling, *labelling, "match_kernel"]
+
+
+def test_no_size_is_a_constant_of_the_compiler() -> None:
+    """A new batch size, image size or number of points compiles nothing."""
+    kernels = {
+        name: value
+        for module in (blocks, components, pmg, update)
+        for name, value in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    assert len(kernels) == 11
+    constants = set()
+    for kernel in kernels.values():
+        notes = kernel.fn.__annotations__
+        constants |= {name for name in kernel.arg_names if "constexpr" in str(notes.get(name))}
+        assert {"images", "height", "width", "capacity"}.isdisjoint(constants)
+    # Block sizes and switches; ALONG, ACROSS and COLUMNS of pmg follow from extent and half_width.
+    switches = {"HAS_INITIAL", "HAS_SIZES", "LOGITS", "LABELS", "SEARCH", "PAINT"}
+    assert constants == switches | {"TILE_H", "TILE_W", "COLUMNS", "CHUNK", "LANES", "ALONG", "ACROSS", "ROWS"}
+
+
+# ---- compiled for real targets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100", "gfx942"])
+def test_every_kernel_compiles_without_spills(target: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.compile_report", "--json", "--target", target],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["target"] for row in rows} == {target} and len({row["kernel"] for row in rows}) == 11
+    for row in rows:
+        assert row["spills"] == 0, row
+        assert row["binary"] > 0
+        if target != "gfx942":
+            assert row["registers"] <= 128, row
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="here is a GPU: python -m bench.gpu_check runs it")
+def test_gpu_check_says_that_there_is_no_gpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.startswith("no GPU here")
