@@ -123,8 +123,9 @@ def load_model(path: str | os.PathLike, name: str | None = None) -> tuple[nn.Mod
     """
     description = read_description(path) or {}
     settings = description.get("settings")
-    name = name or (settings.get("model") if isinstance(settings, dict) else None)
-    if not isinstance(name, str):
+    described = settings.get("model") if isinstance(settings, dict) else None
+    name = name or next((known for known in NETWORKS if known == described), None)
+    if name is None:
         weights = {_bare_name(key): value for key, value in _read(Path(path)).items()}
         title = _recognise(weights, {})
         name = title.lower() if title else "acm"  # load_weights says why it is not
