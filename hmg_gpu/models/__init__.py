@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .acm import ACM
@@ -40,4 +41,17 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
     if output_bias is not None:
         for convolution in network.output_convolutions():
             nn.init.constant_(convolution.bias, output_bias)
+            _mix_signs(convolution.weight)
     return network
+
+
+@torch.no_grad()
+def _mix_signs(weight: Tensor) -> None:
+    """Flip every second weight where all have one sign.
+
+    The features come from a ReLU, so with negative weights alone no logit could rise above the bias and nothing would
+    be learned, and with positive ones alone none could fall below it. ACM has four output weights: one seed in eight.
+    """
+    if bool((weight < 0).all()) or bool((weight > 0).all()):
+        weight.abs_()
+        weight[:, 1::2] *= -1
