@@ -170,7 +170,8 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the corrected masks and the results, and print the tables."""
-    for index, name in enumerate(train.names):
+    corrected = settings.supervision == "points"
+    for index, name in enumerate(train.names if corrected else ()):
         height, width = train.sizes[index].tolist()
         write_mask(folder / "masks_hybrid" / f"{name}.png", training.masks[index, :height, :width].cpu())
     summary = training.describe() | {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
@@ -183,7 +184,7 @@ def finish(
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(
         f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "
-        f"masks_hybrid/*.png, {weights}, log.jsonl, results.json",
+        f"{'masks_hybrid/*.png, ' if corrected else ''}{weights}, log.jsonl, results.json",
         highlight=False,
         markup=False,
     )

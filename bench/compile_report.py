@@ -19,6 +19,8 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from hmg_gpu.kernels import blocks, components, pmg
+
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_86": ("cuda", 86, 32),
@@ -36,9 +38,9 @@ TYPES = {
     "first": "*i32", "ranks": "*i32", "counts": "*i32", "labels": "*i32", "found_n": "*i32", "truth_n": "*i32",
     "threshold": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
 }  # fmt: skip
-TILE = {"TILE_H": 32, "TILE_W": 128}
+TILE = {"TILE_H": blocks.TILE_H, "TILE_W": blocks.TILE_W}
 SCAN = {"HAS_INITIAL": True, "HAS_SIZES": True, "LOGITS": False, **TILE}
-PMG = {"SEARCH": True, "PAINT": True, "HAS_SIZES": True, "ALONG": 32, "ACROSS": 16, "COLUMNS": 64, "ROWS": 4}
+PMG = {"SEARCH": True, "PAINT": True, "HAS_SIZES": True, "ALONG": 32, "ACROSS": 16, "COLUMNS": 64, "ROWS": pmg.ROWS}
 
 # (variant, file, kernel, constants, types that differ, warps); the paper's settings.
 KERNELS = (
@@ -51,9 +53,9 @@ KERNELS = (
     ("wide sums", "update", "decide_kernel", {"HAS_SIZES": True, **TILE}, {"sums": "*i64"}, 8),
     ("", "components", "scan_kernel", {"HAS_SIZES": True, **TILE}, {}, 8),
     ("", "components", "first_kernel", TILE, {}, 8),
-    ("", "components", "rank_kernel", {"COLUMNS": 7, "CHUNK": 4096}, {}, 8),
+    ("", "components", "rank_kernel", {"COLUMNS": 7, "CHUNK": components.CHUNK}, {}, 8),
     ("", "components", "moments_kernel", {"LABELS": True, "COLUMNS": 7, **TILE}, {}, 8),
-    ("", "components", "match_kernel", {"LANES": 256}, {"out": "*i64"}, 4),
+    ("", "components", "match_kernel", {"LANES": components.MATCH_LANES}, {"out": "*i64"}, 4),
     ("bytes", "pmg", "pmg_kernel", PMG, {}, 2),
     ("floats, given boxes", "pmg", "pmg_kernel", PMG | {"SEARCH": False}, {"image": "*fp32"}, 2),
 )  # fmt: skip

@@ -3,12 +3,14 @@
 from .errors import HMGError, InputError
 from .pmg import box_to_mask, point_to_box, point_to_mask, point_to_probability
 from .update import false_alarm_filter, retrieve_missed, update
+from .updater import MaskUpdater
 
 __version__ = "0.1.0"
 
 __all__ = [
     "HMGError",
     "InputError",
+    "MaskUpdater",
     "box_to_mask",
     "false_alarm_filter",
     "point_to_box",

@@ -19,10 +19,10 @@ COLOURS = {
     TRUTH: (255, 221, 51),
     "initial": (64, 160, 255),
     "prediction": (255, 96, 96),
-    "filtered": (255, 160, 64),
+    "filtered": (200, 130, 255),
     "hybrid": (96, 232, 96),
 }
-OTHER_COLOUR = (240, 120, 240)
+OTHER_COLOUR = (96, 224, 224)
 POINT_COLOUR = (255, 255, 255)
 PANEL = 240  # side of a picture on the sheet, pixels
 TITLE = 22
@@ -38,7 +38,7 @@ def draw_sheet(
     masks: Mapping[str, Tensor],
     indices: Sequence[int],
     *,
-    zoom: int = 48,
+    zoom: int = 30,
     whole: bool = True,
 ) -> None:
     """Write one PNG: a row for each image, with the image, every mask over it, and every mask enlarged.
@@ -46,7 +46,8 @@ def draw_sheet(
     Outlines are drawn over the image in one colour for each kind of mask, the colour of its title. The title gives the
     mask's name and, where the set has ground truth, its IoU in that image. The enlarged part is framed in the image: it
     surrounds the target where the last mask has most wrong pixels, or the first point where there is no ground truth.
-    Enlargements repeat pixels (nearest); the ground truth's outline lies below that of the mask. Crosses are points.
+    Enlargements repeat pixels (nearest); the ground truth's outline lies below that of the mask. Crosses on the
+    ground truth (or, without it, on every mask) are points.
 
     Args:
         path: the PNG, replaced in one step.
@@ -64,19 +65,17 @@ def draw_sheet(
     font = ImageFont.load_default(13)
     for row, index in enumerate(indices):
         height, width = data.sizes[index].tolist()
-        picture = _grey(data.images[index, :height, :width])
+        image = data.images[index, :height, :width].float().cpu().numpy()
         points = data.points[data.points[:, 0] == index, 1:].cpu().numpy()
         planes = {name: plane[index, :height, :width].cpu().numpy() for name, plane in kinds.items()}
         window, full = _window(points, planes, height, width, zoom), (0, 0, height, width)
         truth = planes.get(TRUTH)
         panels = [(data.names[index], None, full)]
-        for name, plane in planes.items():
-            iou = "" if truth is None or name == TRUTH else f"  IoU {_iou(plane, truth):.1f} %"
-            if whole:
-                panels.append((name + iou, name, full))
-            else:
-                panels.append((name + iou, name, window))
-        panels += [(f"{name}, enlarged", name, window) for name in planes if whole]
+        for part, suffix in [(full, ""), (window, ", enlarged")] if whole else [(window, "")]:
+            for name, plane in planes.items():
+                judged = truth is not None and name != TRUTH and not suffix
+                iou = f"  IoU {_iou(plane, truth):.1f} %" if judged else ""
+                panels.append((name + suffix + iou, name, part))
         for column, (title, name, part) in enumerate(panels):
             left, top = GAP + column * (PANEL + GAP), GAP + row * (PANEL + TITLE + GAP)
             colour = TEXT if name is None else COLOURS.get(name, OTHER_COLOUR)
@@ -84,7 +83,8 @@ def draw_sheet(
             outlines = [] if name is None else [(planes[name], colour)]
             if part == window and name != TRUTH and truth is not None:
                 outlines.insert(0, (truth, COLOURS[TRUTH]))
-            panel = _panel(picture, outlines, points if name else points[:0], part)
+            pointed = name == TRUTH or (name is not None and truth is None)
+            panel = _panel(image, outlines, points if pointed else points[:0], part)
             if name is None:
                 _frame(panel, window, full)
             sheet.paste(panel, (left, top + TITLE))
@@ -111,9 +111,8 @@ def pick_examples(data: ImageSet, masks: Tensor, count: int, order: str = "sprea
     return [ranked[round(step * (len(ranked) - 1) / max(count - 1, 1))] for step in range(count)]
 
 
-def _grey(image: Tensor) -> np.ndarray:
+def _grey(values: np.ndarray) -> np.ndarray:
     """uint8 [h, w]; the 0.5 and 99.8 percentiles become black and white, so that dim scenes are visible."""
-    values = image.float().cpu().numpy()
     low, high = np.percentile(values, (0.5, 99.8))
     return (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
 
@@ -152,7 +151,7 @@ def _most_wrong(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
 
 
 def _panel(
-    picture: np.ndarray,
+    image: np.ndarray,
     outlines: Sequence[tuple[np.ndarray, tuple[int, int, int]]],
     points: np.ndarray,
     part: tuple[int, int, int, int],
@@ -160,20 +159,24 @@ def _panel(
     top, left, bottom, right = part
     scale = PANEL / max(bottom - top, right - left)
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
-    crop = Image.fromarray(picture[top:bottom, left:right]).resize(size, Image.Resampling.NEAREST)
+    crop = Image.fromarray(_grey(image[top:bottom, left:right])).resize(size, Image.Resampling.NEAREST)
     panel = Image.new("RGB", (PANEL, PANEL), BACKGROUND)
     panel.paste(crop.convert("RGB"))
     for plane, colour in outlines:
         mask = Image.fromarray(plane[top:bottom, left:right].astype(np.uint8) * 255)
         enlarged = np.asarray(mask.resize(size, Image.Resampling.NEAREST)) > 0
-        panel.paste(colour, (0, 0), Image.fromarray(_outline(enlarged).astype(np.uint8) * 255))
+        edge = _outline(enlarged)
+        if scale > 3:
+            edge |= _outline(enlarged & ~edge)  # two pixels wide where a pixel of the image is large
+        panel.paste(colour, (0, 0), Image.fromarray(edge.astype(np.uint8) * 255))
     pen = ImageDraw.Draw(panel)
     for y, x in points:
         if top <= y < bottom and left <= x < right:
             row, column = (y - top + 0.5) * scale, (x - left + 0.5) * scale
-            arm = max(2, scale / 3)
-            pen.line((column - arm, row, column + arm, row), fill=POINT_COLOUR)
-            pen.line((column, row - arm, column, row + arm), fill=POINT_COLOUR)
+            arm = max(3, scale / 2)
+            for colour, line in ((BACKGROUND, 3), (POINT_COLOUR, 1)):  # dark edges: targets are bright
+                pen.line((column - arm, row, column + arm, row), fill=colour, width=line)
+                pen.line((column, row - arm, column, row + arm), fill=colour, width=line)
     return panel
 
 
@@ -181,7 +184,9 @@ def _frame(panel: Image.Image, window: tuple[int, int, int, int], full: tuple[in
     """Mark the enlarged part in the picture of the whole image."""
     scale = PANEL / max(full[2], full[3])
     top, left, bottom, right = (side * scale for side in window)
-    ImageDraw.Draw(panel).rectangle((left, top, right - 1, bottom - 1), outline=POINT_COLOUR)
+    pen = ImageDraw.Draw(panel)
+    for margin, colour in ((1, BACKGROUND), (0, POINT_COLOUR)):  # dark around the light: backgrounds are both
+        pen.rectangle((left - margin, top - margin, right - 1 + margin, bottom - 1 + margin), outline=colour)
 
 
 def _fit(title: str, font: ImageFont.FreeTypeFont) -> str:

@@ -53,12 +53,16 @@ def plot_sweep(
             shares = [100 * row["sizes"][kind]["iou"] for row in rows]
             label = f"{kind} ({part['targets']} targets)"
             axes.plot(values, shares, "-o", color=COLOURS[kind], ms=3, lw=1, label=label)
-    for source in dict.fromkeys(point["source"] for point in paper):
+    if "hybrid" in rows[0]:
+        hybrid = [100 * row["hybrid"]["iou"] for row in rows]
+        axes.plot(values, hybrid, "--o", color="tab:red", ms=4, label="all targets, hybrid masks")
+    for marker, source in zip("*DsPX", dict.fromkeys(point["source"] for point in paper), strict=False):
         for curve in dict.fromkeys(point["curve"] for point in paper if point["source"] == source):
             chosen = [point for point in paper if (point["source"], point["curve"]) == (source, curve)]
             x, y = [point["value"] for point in chosen], [point["iou"] for point in chosen]
             label = f"paper, {curve}: {source}"
-            axes.plot(x, y, "*", color=COLOURS[curve], ms=13, mec="white", label=label, zorder=5)
+            size = 14 if marker == "*" else 8
+            axes.plot(x, y, marker, color=COLOURS[curve], ms=size, mec="white", label=label, zorder=5)
     if name == "radius" and max(values) > 100:
         axes.set_xscale("symlog", linthresh=10)
     axes.set_xlabel(LABELS[name])

@@ -1,12 +1,16 @@
-"""Numbers as people read them: tables of masks and metrics for the terminal."""
+"""Numbers as people read them: tables of masks and metrics for the terminal, CSV, and progress."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 DEFINITION = "IoU over the set; Pd, Fa as LESPS: 8-connected, centroids closer than 3 px, Fa from unmatched components"
@@ -21,13 +25,13 @@ def mask_table(title: str, rows: Mapping[str, Mapping[str, float]], *, pixel_fa:
 
     ``pixel_fa`` adds the share of all pixels predicted outside targets, a larger number that some papers call Fa.
     """
-    table = Table(title=title, caption=DEFINITION)
+    table = Table(title=escape(title), caption=DEFINITION)
     table.add_column("")
     for heading in ("IoU %", "nIoU %", "Pd %", "Fa 1e-6", "targets found", *["pixel Fa 1e-6"][: int(pixel_fa)]):
         table.add_column(heading, justify="right")
     for name, metrics in rows.items():
         table.add_row(
-            name,
+            escape(name),
             f"{100 * metrics['iou']:.2f}",
             f"{100 * metrics['niou']:.2f}",
             f"{100 * metrics['pd']:.2f}",
@@ -46,7 +50,7 @@ def size_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, metrics in first.items():
         table.add_column(f"{name} ({metrics['targets']})", justify="right")
     for name, metrics in rows.items():
-        table.add_row(name, *(f"{100 * part['iou']:.2f}" for part in metrics["sizes"].values()))
+        table.add_row(escape(name), *(f"{100 * part['iou']:.2f}" for part in metrics["sizes"].values()))
     return table
 
 
@@ -70,3 +74,17 @@ def peak_memory_gb() -> float:
     """The largest resident memory of this process so far, in 1e9 bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is: brackets in a path are no markup, and it is never wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(console: Console, text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar: ``with bar(console, "predicting", 100) as advance: advance(1)``."""
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE_H, TILE_W = (32, 128)  # pixels; 4 blocks a thread on 8 warps, 16 pixels a thread while scanning
+TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 8 pixels a thread while scanning, then 2 blocks a thread
 NUM_WARPS = 8
 WORKSPACE_BYTES = 256 * 2**20
 

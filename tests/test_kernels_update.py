@@ -161,7 +161,7 @@ def test_points_outside_their_image_and_no_points(design: str) -> None:
 
 
 def test_one_image_over_many_full_size_tiles(design: str) -> None:
-    """512 x 512: 16 x 4 tiles; targets on tile borders, one long line through a row of tiles, one isolated blob."""
+    """512 x 512: 32 x 4 tiles; targets on tile borders, one long line through a row of tiles, one isolated blob."""
     mask = np.zeros((512, 512), dtype=bool)
     mask[30:35, 126:131] = True  # meets at the corner of four tiles
     mask[300, 100:400] = True

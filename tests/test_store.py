@@ -125,7 +125,7 @@ def test_writing_nothing_useful_is_refused_and_keeps_the_old_file(tmp_path):
     refused(lambda: write_store(path, [small_set(), small_set()]), "'train' is given twice")
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["s.h5"]
     (tmp_path / "folder.h5").mkdir()
-    with pytest.raises(HMGError, match="folder.h5: cannot be written"):
+    with pytest.raises(HMGError, match=r"folder.h5: cannot be written"):
         write_store(tmp_path / "folder.h5", [small_set()])
 
 

@@ -182,7 +182,7 @@ def _open(path: str | os.PathLike) -> Image.Image:
 def _from_int32(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
     """Pillow's mode "I": 16-bit in older versions, signed 16-bit and 32-bit files."""
     low, high = int(pixels.min()), int(pixels.max())
-    if 0 <= low and high <= 65535:
+    if low >= 0 and high <= 65535:
         return pixels.astype(np.uint16)
     if max(-low, high) > 2**24:  # beyond it float32 skips whole numbers
         raise InputError(

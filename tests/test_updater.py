@@ -1,0 +1,524 @@
+"""MaskUpdater: its masks are those of the free functions, and the caller's program does not notice it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from refusal import refused
+from tiny import SIZES, tiny_set, write_folder
+from torch import Tensor, distributed, nn
+
+from hmg_gpu import MaskUpdater, point_to_mask, update
+from hmg_gpu.data import load_folder, pack_folder, read_mask
+from hmg_gpu.data.batches import batches
+from hmg_gpu.inference import predict, predict_logits
+from hmg_gpu.models import build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXTENT = 8
+
+
+def make(**settings: Any) -> MaskUpdater:
+    return MaskUpdater(tiny_set(), extent=EXTENT, **settings)
+
+
+class Net(nn.Module):
+    """Bright pixels are foreground; with everything in it that an update could disturb."""
+
+    def __init__(self, finish: Callable[[Tensor], Any] = lambda logits: logits):
+        super().__init__()
+        self.norm, self.drop, self.frozen = nn.BatchNorm2d(1), nn.Dropout(0.5), nn.BatchNorm2d(1)
+        self.scale = nn.Conv2d(1, 1, 1)
+        nn.init.constant_(self.scale.weight, 2.0)
+        nn.init.constant_(self.scale.bias, -3.0)
+        self.finish = finish
+
+    def forward(self, images: Tensor) -> Any:
+        return self.finish(self.frozen(self.drop(self.norm(self.scale(images)))))
+
+
+def expected(updater: MaskUpdater, net: nn.Module) -> Tensor:
+    """The library's own way from a network to hybrid masks."""
+    data = updater.data
+    return update(predict(net, data), updater.initial, data.points, radius=updater.radius, sizes=data.sizes)
+
+
+# ---- making one -----------------------------------------------------------------------------------------------------
+
+
+def test_from_folder_store_and_tensors_agree(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "tiny")
+    pack_folder(root, tmp_path / "tiny.h5")
+    data = load_folder(root, "train")
+    wanted = point_to_mask(data.images, data.points, sizes=data.sizes, extent=25)
+    folder = MaskUpdater.from_folder(root, "train", device="cpu")
+    assert torch.equal(folder.initial, wanted) and torch.equal(folder.masks, wanted) and wanted.any()
+    assert folder.data.masks is None and len(folder) == 6
+    assert torch.equal(MaskUpdater.from_store(tmp_path / "tiny.h5", device="cpu").initial, wanted)
+    tensors = MaskUpdater.from_tensors(
+        data.images[:, None], data.points.flip(0), sizes=data.sizes, names=data.names, mean=data.mean, std=data.std
+    )
+    assert torch.equal(tensors.initial, wanted)
+    net = Net()
+    for one in (folder, tensors):
+        one.update(net)
+    assert torch.equal(folder.masks, tensors.masks) and not torch.equal(folder.masks, wanted)
+
+
+def test_ground_truth_is_not_needed(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "tiny")
+    with_truth = MaskUpdater.from_folder(root, device="cpu").initial
+    for mask in (root / "masks").iterdir():
+        mask.unlink()
+    assert torch.equal(MaskUpdater.from_folder(root, device="cpu").initial, with_truth)
+
+
+def test_extent_of_the_paper_by_data_set() -> None:
+    data = tiny_set()
+    assert MaskUpdater(data).settings["extent"] == 25
+    data.dataset = "NUDT-SIRST"
+    assert MaskUpdater(data).settings["extent"] == 10
+    assert MaskUpdater(data, extent=7).settings["extent"] == 7
+
+
+def test_one_image_by_eye() -> None:
+    """A 3 x 3 target; the prediction adds a row to it and sees a false alarm 40 pixels away."""
+    image = torch.full((1, 64, 64), 10.0)
+    image[0, 9:12, 9:12] = 200
+    updater = MaskUpdater.from_tensors(image, torch.tensor([[0, 10, 10]]), extent=6)
+    assert updater.masks.nonzero()[:, 1:].tolist() == [[y, x] for y in (9, 10, 11) for x in (9, 10, 11)]
+    prediction = torch.full((1, 1, 64, 64), -5.0)
+    prediction[0, 0, 9:13, 9:12] = 5
+    prediction[0, 0, 50:52, 50:52] = 5
+    changes = updater.update_one(0, prediction)
+    assert updater.masks.nonzero()[:, 1:].tolist() == [[y, x] for y in (9, 10, 11, 12) for x in (9, 10, 11)]
+    assert (changes.pixels, changes.erased, changes.retrieved, changes.non_finite) == (3, 1, 0, 0)
+    assert str(changes) == "3 pixels changed, 1 components erased, 0 targets brought back"
+    nothing = updater.update_one(0, torch.full((64, 64), -5.0))
+    assert torch.equal(updater.masks, updater.initial)  # always from the initial masks
+    assert (nothing.pixels, nothing.erased, nothing.retrieved) == (3, 0, 1)
+
+
+# ---- updating -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["acm", "dnanet"])
+def test_update_equals_the_free_functions(network: str) -> None:
+    """Both networks in training mode, where DNANet returns four heads."""
+    updater = make()
+    net = build_model(network, output_bias=0.0)
+    logits = torch.cat([values.flatten() for _, values in predict_logits(net, updater.data)])
+    for convolution in net.output_convolutions():  # a tenth of everything is foreground
+        nn.init.constant_(convolution.bias, -float(logits[logits.isfinite()].quantile(0.9)))
+    wanted = expected(updater, net)
+    changes = updater.update(net)
+    assert torch.equal(updater.masks, wanted) and not torch.equal(wanted, updater.initial)
+    assert changes.pixels == int((wanted ^ updater.initial).sum()) and changes.masks is None
+    assert torch.equal(make().initial, updater.initial)
+
+
+@pytest.mark.parametrize(
+    ("finish", "output"),
+    [
+        (torch.sigmoid, "probabilities"),
+        (lambda logits: [-logits, logits], "logits"),
+        (lambda logits: (logits.new_zeros(3), logits.sigmoid()), "probabilities"),
+        (lambda logits: {"head": logits}, lambda result: result["head"].sigmoid()),
+        (lambda logits: logits, lambda logits: logits > 0),
+        (lambda logits: logits[:, 0], "logits"),
+        (lambda logits: nn.functional.pad(logits, (0, 32, 0, 32), value=9.0), "logits"),
+        (lambda logits: logits.bfloat16().float(), "logits"),
+    ],
+    ids=["sigmoid", "heads", "sigmoid heads", "function", "bool", "no channel", "padded", "plain"],
+)
+def test_kinds_of_output(finish: Callable[[Tensor], Any], output: Any) -> None:
+    updater = make()
+    plain = Net()
+    wanted = expected(updater, plain)
+    updater.update(Net(finish), output)
+    assert torch.equal(updater.masks, wanted) and not torch.equal(wanted, updater.initial)
+
+
+def test_threshold_is_a_probability() -> None:
+    updater = make()
+    counts = []
+    for threshold in (0.3, 0.9):
+        updater.update(Net(), threshold=threshold)
+        logits = updater.masks.clone()
+        updater.update(Net(torch.sigmoid), "probabilities", threshold=threshold)
+        assert torch.equal(updater.masks, logits)
+        counts.append(int(logits.sum()))
+    assert counts[0] > counts[1]
+
+
+def test_update_one_equals_update() -> None:
+    """Names, paths, indices, tensors and batches, with predictions cut to the image, padded, and in several shapes."""
+    whole, single = make(), make()
+    net = Net().eval()
+    whole.update(net)
+    data = whole.data
+    keys = ["train0", "some/folder/train1.png", 2, torch.tensor([3]), np.int64(4), torch.tensor(5)]
+    for index, ((height, width), key) in enumerate(zip(SIZES, keys, strict=True)):
+        image = torch.zeros(1, 1, 64, 64)
+        image[0, 0, :height, :width] = (data.images[index, :height, :width].float() - data.mean) / data.std
+        with torch.no_grad():
+            prediction = net(image)
+        prediction = (prediction, prediction[..., :height, :width], prediction[0, 0, :height, :width])[index % 3]
+        changes = single.update_one(key, prediction.requires_grad_())
+        assert changes.masks.shape == prediction.shape and changes.masks.dtype == torch.float32
+        assert torch.equal(
+            changes.masks.view(prediction.shape[-2:])[:height, :width] > 0, whole.masks[index, :height, :width]
+        )
+        assert changes.masks.sum() == whole.masks[index].sum()
+    assert torch.equal(single.masks, whole.masks)
+
+    again = make()
+    values = torch.full((3, 1, 64, 64), torch.nan)
+    for place, index in enumerate((4, 0, 2)):
+        values[place, 0, : data.images.shape[1], : data.images.shape[2]] = whole.masks[index].float()
+    again.update_one(["train4", "train0", 2], values, "probabilities")
+    assert torch.equal(again.masks[[4, 0, 2]], whole.masks[[4, 0, 2]])
+    assert torch.equal(again.masks[[1, 3, 5]], whole.initial[[1, 3, 5]])
+
+
+def test_bool_prediction_and_heads_for_update_one() -> None:
+    first, second = make(), make()
+    prediction = torch.rand(1, 1, 48, 48) > 0.8
+    first.update_one(1, prediction)
+    second.update_one(1, [torch.zeros(3), torch.where(prediction, 2.0, -2.0)])
+    assert torch.equal(first.masks, second.masks) and not torch.equal(first.masks, first.initial)
+
+
+def test_counts_against_a_slow_count() -> None:
+    from scipy import ndimage
+
+    updater = make(radius=6)
+    net = Net()
+    nn.init.constant_(net.scale.bias, -0.2)  # noise enough for components far from the points
+    prediction = predict(net, updater.data)
+    before = updater.masks
+    changes = updater.update(net)
+    erased = retrieved = 0
+    for index, (height, width) in enumerate(SIZES):
+        points = updater.data.points[updater.data.points[:, 0] == index, 1:].numpy()
+        kept = np.zeros((height, width), bool)
+        labels, count = ndimage.label(prediction[index, :height, :width].numpy(), np.ones((3, 3)))
+        for label in range(1, count + 1):
+            centre = np.argwhere(labels == label).mean(0)
+            near = (np.abs(points - centre).sum(1) <= 6).any()
+            erased += not near
+            kept |= (labels == label) & near
+        labels, count = ndimage.label(updater.initial[index, :height, :width].numpy(), np.ones((3, 3)))
+        retrieved += sum(not kept[labels == label].any() for label in range(1, count + 1))
+    assert erased > 5
+    assert (changes.erased, changes.retrieved) == (erased, retrieved)
+    assert changes.pixels == int((before ^ updater.masks).sum())
+
+
+# ---- what must not go wrong -----------------------------------------------------------------------------------------
+
+
+def test_logits_sold_as_probabilities_change_nothing() -> None:
+    updater = make()
+    changes = updater.update(Net(), "probabilities")
+    assert torch.equal(updater.masks, updater.initial)
+    refused(lambda: changes.pixels, "outside 0 to 1", 'output="logits"')
+    updater.update(Net(torch.sigmoid), "probabilities")  # told once
+    assert not torch.equal(updater.masks, updater.initial)
+
+
+@pytest.mark.parametrize("call", ["update", "update_one", "as_list", "export", "state_dict"])
+def test_an_unread_fault_is_told_later(call: str, tmp_path: Path) -> None:
+    updater = make()
+    changes = updater.update_one(0, torch.full((64, 64), 1.5), "probabilities")
+    assert torch.equal(updater.masks, updater.initial) and changes.masks is not None
+    calls = {
+        "update": lambda: updater.update(Net()),
+        "update_one": lambda: updater.update_one(1, torch.zeros(64, 64)),
+        "as_list": updater.as_list,
+        "export": lambda: updater.export(tmp_path / "masks"),
+        "state_dict": updater.state_dict,
+    }
+    refused(calls[call], "outside 0 to 1")
+    calls[call]()
+
+
+def test_only_the_image_decides_about_probabilities() -> None:
+    """Values in the padding may be anything: networks write what they like there."""
+    updater = make()
+    height, width = SIZES[0]
+    prediction = torch.full((1, 1, 64, 64), 7.0)
+    prediction[..., :height, :width] = 0.1
+    assert updater.update_one(0, prediction, "probabilities").non_finite == 0
+
+
+def test_non_finite_predictions_are_counted() -> None:
+    updater = make()
+    height, _ = SIZES[1]
+    prediction = torch.full((1, 1, 64, 64), -1.0)
+    prediction[0, 0, 2, 3:8] = torch.nan
+    prediction[0, 0, 3, 3] = -torch.inf
+    prediction[0, 0, height:, :] = torch.nan  # beyond the image
+    changes = updater.update_one(1, prediction)
+    assert changes.non_finite == 6 and "6 predicted pixels not finite" in str(changes)
+    assert torch.equal(updater.masks, updater.initial)  # NaN is background
+    assert updater.update(Net(lambda logits: logits * torch.nan)).non_finite == sum(h * w for h, w in SIZES)
+
+
+def test_guard_ignores_a_prediction_of_everything() -> None:
+    """Without it an untrained network fills an image whose target lies in the middle; with it the mask stays."""
+    image = torch.full((2, 40, 40), 10.0)
+    image[:, 19:22, 19:22] = 200
+    points = torch.tensor([[0, 20, 20], [1, 20, 20]])
+    everything = torch.ones(2, 1, 40, 40)
+    everything[1, 0, 23:] = -1.0  # 57.5 %
+    free = MaskUpdater.from_tensors(image, points, extent=6)
+    assert free.update_one([0, 1], everything).ignored == 0 and free.masks[0].all()
+    guarded = MaskUpdater.from_tensors(image, points, extent=6, guard=0.6)
+    guarded.update_one([0, 1], torch.where(torch.arange(40) < 22, everything, -1.0))
+    before = guarded.masks.clone()
+    changes = guarded.update_one([0, 1], everything)
+    assert (changes.ignored, changes.retrieved) == (1, 0) and "1 predictions ignored" in str(changes)
+    assert torch.equal(guarded.masks[0], before[0]) and guarded.masks[1, :23].all()
+
+
+def test_a_failing_network_changes_nothing() -> None:
+    updater, net = make(), Net(lambda logits: 1 / 0)
+    net.frozen.eval()
+    with pytest.raises(ZeroDivisionError):
+        updater.update(net)
+    assert torch.equal(updater.masks, updater.initial) and net.training and not net.frozen.training
+
+
+# ---- the caller's program -------------------------------------------------------------------------------------------
+
+
+def global_state() -> tuple:
+    return (
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_cache_enabled(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+    )
+
+
+def test_nothing_of_the_caller_is_touched() -> None:
+    """Dropout that draws in eval mode, a frozen layer, gradients in flight, buffers, and every global switch."""
+    net = Net(lambda logits: nn.functional.dropout(logits, 0.1, training=True))
+    net.train()
+    net.frozen.eval()
+    net(torch.rand(2, 1, 32, 32)).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    prediction = torch.rand(64, 64)
+    before = global_state()
+
+    updater = make()
+    updater.update(net, autocast=True)
+    updater.update_one(0, prediction, "probabilities").pixels  # noqa: B018
+    loader = updater.loader(2, 32)
+    next(iter(loader))
+    updater.as_list()
+
+    assert global_state() == before
+    assert [module.training for module in net.modules()] == [True, True, True, False, True]
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in weights.items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_inside_autocast_the_gradients_survive() -> None:
+    """Weights cast without gradient must not stay in autocast's cache for the training step that follows."""
+    updater, net = make(), Net()
+    with torch.autocast("cpu", torch.bfloat16):
+        updater.update(net, autocast=True)
+        loss = net(torch.rand(2, 1, 32, 32)).float().square().mean()
+    loss.backward()
+    assert net.scale.weight.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        updater.update(net)
+    inside = updater.masks
+    updater.update(net)
+    assert torch.equal(updater.masks, inside)  # the caller's autocast does not decide about the masks
+
+
+def test_inside_inference_mode_the_masks_can_be_trained_on() -> None:
+    updater, net = make(), Net()
+    with torch.inference_mode():
+        updater.update(net)
+        updater.update_one(0, torch.rand(64, 64), "probabilities")
+    images, masks = next(iter(updater.loader(2, 32)))
+    (net(images).sigmoid() * masks).sum().backward()
+    assert net.scale.weight.grad is not None
+
+
+def test_compiled_network() -> None:
+    updater, net = make(), Net()
+    wanted = expected(updater, net)
+    compiled = torch.compile(net, backend="eager")
+    compiled.train()
+    updater.update(compiled)
+    assert torch.equal(updater.masks, wanted) and net.training and compiled.training
+
+
+# ---- loader, export, state ------------------------------------------------------------------------------------------
+
+
+def test_loader_gives_the_trainers_batches() -> None:
+    updater = make()
+    updater.update(Net())
+    loader = updater.loader(2, 32, seed=5)
+    assert len(loader) == 3
+    for epoch in (0, 1):
+        wanted = list(batches(updater.data, updater.masks, batch_size=2, patch_size=32, seed=5, epoch=epoch))
+        found = list(loader)
+        assert len(found) == 3
+        for (image, mask), (own_image, own_mask) in zip(wanted, found, strict=True):
+            assert torch.equal(image, own_image) and torch.equal(mask.float(), own_mask)
+            assert own_mask.dtype == torch.float32 and own_mask.shape == (2, 1, 32, 32)
+    resumed = updater.loader(2, 32, seed=5)
+    resumed.epoch = 1
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(resumed, found, strict=True))
+    assert torch.equal(next(resumed.steps(1, start=2))[0], found[2][0])
+
+
+def test_loader_follows_an_update_within_an_epoch() -> None:
+    updater = make()
+    steps = iter(updater.loader(6, 48))
+    updater.masks = torch.ones_like(updater.masks)
+    _, masks = next(steps)
+    assert masks.sum() == sum(h * w for h, w in SIZES)
+
+
+def test_export_is_what_a_folder_reader_gets(tmp_path: Path) -> None:
+    updater = make()
+    updater.update(Net())
+    folder = tmp_path / "masks_hmg"
+    updater.export(folder)
+    arrays = updater.as_list()
+    assert sorted(path.name for path in folder.iterdir()) == [f"train{index}.png" for index in range(6)]
+    for index, (size, array) in enumerate(zip(SIZES, arrays, strict=True)):
+        height, width = size
+        mask = updater.masks[index, :height, :width].numpy()
+        assert np.array_equal(read_mask(folder / f"train{index}.png", size), mask)
+        assert array.dtype == np.float32 and np.array_equal(array, mask.astype(np.float32)) and array.any()
+
+
+def test_state_survives_a_file(tmp_path: Path) -> None:
+    updater, net = make(), Net()
+    updater.update(net)
+    torch.save(updater.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = make()
+    other.load_state_dict(state)
+    assert torch.equal(other.masks, updater.masks) and torch.equal(other.initial, updater.initial)
+    for one in (updater, other):
+        nn.init.constant_(net.scale.bias, -1.0)
+        one.update(net)
+    assert torch.equal(other.masks, updater.masks)
+    assert not torch.equal(other.masks, state["masks"])  # the state that was loaded is not written to
+
+
+def test_state_of_another_set_is_refused() -> None:
+    updater = make()
+    state = updater.state_dict()
+    other = tiny_set(seed=1)
+    shorter = MaskUpdater(tiny_set(SIZES[:5]), extent=EXTENT)
+    refused(lambda: make(radius=31).load_state_dict(state), "'radius': 30", "'radius': 31")
+    refused(lambda: shorter.load_state_dict(state), "6 other images", "has 5")
+    refused(lambda: MaskUpdater(other, extent=EXTENT).load_state_dict(state), "points are others")
+    refused(lambda: updater.load_state_dict({"masks": updater.masks}), "state_dict()")
+    refused(lambda: updater.load_state_dict(state | {"masks": updater.masks.float()}), "masks is torch.float32")
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_refusals() -> None:
+    updater, plane = make(), torch.zeros(64, 64)
+    no_points = tiny_set()
+    no_points.points = no_points.points[:0]
+    refused(lambda: MaskUpdater(no_points), "no point label")
+    refused(lambda: make(guard=0.0), "guard = 0.0")
+    refused(lambda: updater.update(Net(), "sigmoid"), "'sigmoid'", "logits, probabilities or a function")
+    refused(lambda: updater.update(Net(), threshold=1.0), "threshold 1.0")
+    refused(lambda: updater.update_one("train9", plane), "'train9'", "train0")
+    refused(lambda: updater.update_one(6, plane), "image 6", "0 to 5")
+    refused(lambda: updater.update_one(-1, plane), "image -1")
+    refused(lambda: updater.update_one(1.5, plane), "1.5")
+    refused(lambda: updater.update_one([0, 0], torch.zeros(2, 64, 64)), "train0 comes twice")
+    refused(lambda: updater.update_one([0, 1], plane), "[2, 1, h, w]", "[1, 64, 64]")
+    refused(lambda: updater.update_one(0, plane[:30]), "30 x 64", "train0", "never resized")
+    refused(lambda: updater.update_one(0, plane.long()), "int64")
+    refused(lambda: updater.update_one(0, {"head": plane}), "dict", "output=FUNCTION")
+    refused(lambda: updater.update(Net(lambda logits: {"head": logits})), "dict", "output=FUNCTION")
+    refused(lambda: updater.update(Net(lambda logits: logits[..., ::2, ::2])), "or larger", "output=FUNCTION")
+    refused(lambda: updater.update(Net(lambda logits: logits.expand(-1, 2, -1, -1))), "or larger")
+    refused(lambda: updater.loader(0, 32), "batch_size 0")
+    refused(lambda: MaskUpdater.from_tensors(plane[None], torch.tensor([[0, 1, 1]]), names=["a", "b"]), "1 different")
+    with pytest.raises(ValueError, match="row 0"):
+        MaskUpdater.from_tensors(plane[None], torch.tensor([[0, 64, 1]]))
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def run_rank(rank: int, ranks: int, folder: Path) -> None:
+    """One rank: update, read the result, take the loader's first epoch, export."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    net = build_model("acm", output_bias=0.0)
+    net.load_state_dict(torch.load(folder / "net.pt", weights_only=True))
+    if rank == 1:  # batch norm statistics drift apart between DDP's forward passes; rank 0's count
+        net.load_state_dict({k: v + 1 if "running_mean" in k else v for k, v in net.state_dict().items()})
+    own = {name: value.clone() for name, value in net.named_buffers()}
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    for name, value in net.named_buffers():  # wrapping broadcasts them
+        value.copy_(own[name])
+    updater = MaskUpdater(tiny_set(), extent=EXTENT)
+    changes = updater.update(wrapped, batch_size=2)
+    assert all(torch.equal(value, own[name]) for name, value in net.named_buffers())
+    loader = updater.loader(1, 32)
+    result = {
+        "masks": updater.masks,
+        "text": str(changes),
+        "images": torch.cat([images for images, _ in loader]),
+        "length": len(loader),
+    }
+    updater.export(folder / "masks")
+    torch.save(result, folder / f"rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_ranks_end_with_the_bits_of_one_process(ranks: int, tmp_path: Path) -> None:
+    net = build_model("acm", output_bias=0.0)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    alone = make()
+    changes = alone.update(net, batch_size=2)
+    torch.multiprocessing.spawn(run_rank, (ranks, tmp_path), nprocs=ranks)
+    results = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
+    for result in results:
+        assert torch.equal(result["masks"], alone.masks) and result["text"] == str(changes)
+        assert result["length"] == 3
+    assert not torch.equal(alone.masks, alone.initial)
+    # Together the ranks see every image of the epoch once, as one process with their joint batch does.
+    joint = [images for images, _ in alone.loader(ranks, 32)]
+    for step, images in enumerate(joint):
+        assert torch.equal(torch.stack([result["images"][step] for result in results]), images)
+    assert all(
+        np.array_equal(read_mask(tmp_path / "masks" / f"train{i}.png"), alone.as_list()[i] > 0) for i in range(6)
+    )
