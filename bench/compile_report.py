@@ -28,8 +28,6 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-MAX_REGISTERS = 128  # a thread, on CUDA
-
 # Argument types by name; every other pointer is int32 and every other number int32.
 TYPES = {
     "prediction": "*u8", "initial": "*u8", "out": "*u8", "plane": "*u8", "mask": "*u8", "image": "*u8",
@@ -86,7 +84,8 @@ def compile_kernel(number: int, target: str) -> dict:
         constexprs={(names.index(argument),): value for argument, value in constants.items()},
         attrs=aligned,
     )
-    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": name not in ("pmg_kernel", "match_kernel")}
+    options = blocks.launch_options(warps, TARGETS[target][0])
+    options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel")
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}
     if TARGETS[target][0] == "cuda":
@@ -118,7 +117,7 @@ def report(targets: list[str], jobs: int) -> list[dict]:
 def faults(row: dict) -> list[str]:
     """Why a row is not acceptable; empty where it is."""
     found = [f"spills {row['spills']}"] if row["spills"] else []
-    if row["target"].startswith("sm_") and row["registers"] > MAX_REGISTERS:
+    if row["target"].startswith("sm_") and row["registers"] > blocks.MAX_REGISTERS:
         found.append(f"{row['registers']} registers")
     return found
 

@@ -23,6 +23,7 @@ from torch import Tensor
 TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 8 pixels a thread while scanning, then 2 blocks a thread
 NUM_WARPS = 8
 WORKSPACE_BYTES = 256 * 2**20
+MAX_REGISTERS = 128  # a thread, on CUDA
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run on CPU tensors, in Triton's interpreter
 
@@ -201,6 +202,15 @@ def link_border_kernel(plane, parents, filled, height, width, TILE_H: tl.constex
     if tl.load(filled + tl.program_id(0)) > 0:
         parents += image * (((height + 1) // 2) * ((width + 1) // 2))
         link_border(plane + image * height * width, parents, tl.program_id(0) % tiles_n, height, width, TILE_H, TILE_W)
+
+
+def launch_options(num_warps: int, backend: str = "") -> dict[str, int]:
+    """Compiler options of every launch; ``backend`` "cuda" or "hip", "" for what this torch is built for.
+
+    On CUDA the bound of 128 registers also keeps ptxas from spilling for the sake of more resident programs.
+    """
+    hip = backend == "hip" or (not backend and torch.version.hip is not None)
+    return {"num_warps": num_warps, "num_stages": 1} | ({} if hip else {"maxnreg": MAX_REGISTERS})
 
 
 def block_count(height: int, width: int) -> int:

@@ -253,7 +253,7 @@ def launch(
             components are written, others left alone.
         counts: int32 [B], written.
 
-    Workspace: 13 bytes a block of 2 x 2 pixels and tile flags, about 4 bytes a pixel.
+    Workspace: 12 bytes a block of 2 x 2 pixels and 1 byte a pixel, 4 bytes a pixel in all, and tile flags.
     """
     images, height, width = mask.shape
     device = mask.device
@@ -264,7 +264,7 @@ def launch(
     grid = (images * blocks.tile_count(height, width),)
     filled = torch.empty(grid, dtype=torch.int32, device=device)
     limits = counts if sizes is None else sizes.contiguous()
-    tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, "num_warps": NUM_WARPS, "num_stages": 1}
+    tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, **blocks.launch_options(NUM_WARPS)}
     columns = table.shape[2]
     with torch.cuda.device_of(mask):
         scan_kernel[grid](
@@ -274,7 +274,7 @@ def launch(
         first_kernel[grid](plane, parents, first, filled, height, width, **tile)
         rank_kernel[(images,)](
             plane, parents, first, ranks, counts, table, height, width, capacity,
-            COLUMNS=columns, CHUNK=CHUNK, num_warps=NUM_WARPS, num_stages=1,
+            COLUMNS=columns, CHUNK=CHUNK, **blocks.launch_options(NUM_WARPS),
         )  # fmt: skip
         moments_kernel[grid](
             plane, parents, ranks, filled, counts if labels is None else labels, table, height, width, capacity,
@@ -305,7 +305,7 @@ def launch_counts(prediction: Tensor, target: Tensor, sizes: Tensor | None, dist
     with torch.cuda.device_of(prediction):
         match_kernel[(images,)](
             tables[0], counts[0], tables[1], counts[1], matching, capacity, distance_bits,
-            LANES=MATCH_LANES, num_warps=4, num_stages=1, enable_fp_fusion=False,
+            LANES=MATCH_LANES, enable_fp_fusion=False, **blocks.launch_options(4),
         )  # fmt: skip
     return _with_pixel_counts(prediction, target, sizes, matching)
 

@@ -216,7 +216,7 @@ def launch(
                 SEARCH=search, PAINT=mask, HAS_SIZES=sizes is not None,
                 ALONG=triton.next_power_of_2(extent + 1), ACROSS=triton.next_power_of_2(2 * half_width + 1),
                 COLUMNS=triton.next_power_of_2(2 * extent + 1), ROWS=ROWS,
-                num_warps=NUM_WARPS, num_stages=1, enable_fp_fusion=False,
+                enable_fp_fusion=False, **blocks.launch_options(NUM_WARPS),
             )  # fmt: skip
     elif search:
         found.zero_()

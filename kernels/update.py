@@ -288,7 +288,7 @@ def launch(
     sums = torch.empty(slots * 2 * blocks_n, dtype=sum_dtype(height, width), **space)
     listed = torch.empty(slots * tiles_n, dtype=torch.int32, **space)
     flags = {"HAS_INITIAL": initial is not None, "HAS_SIZES": sizes is not None, "LOGITS": logits}
-    tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, "num_warps": NUM_WARPS, "num_stages": 1}
+    tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, **blocks.launch_options(NUM_WARPS)}
     with torch.cuda.device_of(prediction):
         if design == "images":
             update_image_kernel[(slots,)](
