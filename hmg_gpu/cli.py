@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,11 +22,20 @@ from rich.text import Text
 
 from .coco import FORMS, write_coco
 from .components import connected_components
-from .data import ImageSet, check_points, find_images, load_images, read_points, store_splits, write_mask
+from .data import (
+    ImageSet,
+    PointReport,
+    check_points,
+    find_images,
+    load_images,
+    read_points,
+    store_splits,
+    write_mask,
+)
 from .data.images import map_files, read_header
 from .data.points import READERS
 from .data.source import default_extent
-from .data.store import load_store, pack_folder
+from .data.store import iterate_store, pack_folder
 from .drawing import draw_sheet
 from .errors import HMGError, InputError
 from .evaluation import check_device, load_network
@@ -67,19 +77,7 @@ def masks(options: argparse.Namespace, console: Console) -> int:
     """Masks as PNG from images and points (PMG), with --checkpoint corrected by a network (hybrid masks)."""
     started = time.perf_counter()
     check_device(options.device)
-    paths = find_images(options.images)
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        twice = max(names, key=names.count)
-        raise InputError(f"{options.images}: two images are called {twice}; rename one: points and masks go by stem")
-    _check_out(options, names)
-    with console.status("reading sizes and points"):
-        sizes = [header[:2] for header in map_files(read_header, paths)]
-        points = read_points(options.points, options.format, names, sizes)
-    report = check_points(points, names, sizes)
-    if len(report.without_points) == len(names):
-        raise InputError(f"{options.points}: no point in any of the {len(names)} images; export the annotations again")
-    source = Images(paths, points, options.batch)
+    source, sizes, report = _open(options, console)
     pmg = {"half_width": options.half_width, "alpha": options.alpha}
     with console.status("choosing the extent"):
         pmg["extent"], why = _pick_extent(options, source, sizes, pmg)
@@ -97,50 +95,37 @@ def masks(options: argparse.Namespace, console: Console) -> int:
         used = {"radius": options.radius, "network": network.about()}
 
     kind = "hybrid" if network else "initial"
-    totals = {"images": len(paths), "points": sum(map(len, points.values())), "components": 0, "foreground": 0}
-    pixels = 0
+    totals = dict.fromkeys(("images", "components", "foreground", "pixels"), 0)
     with ExitStack() as stack:
         coco = None
         if options.coco:
-            files = [path.name for path in paths]
+            files = [path.name for path in source.paths]
             coco = stack.enter_context(write_coco(options.out / "coco.json", files, sizes, options.coco))
-        advance = stack.enter_context(bar(console, "masks", len(paths)))
-        done = 0
+        advance = stack.enter_context(bar(console, "masks", len(source.paths)))
         sets = (batch.to(options.device) for batch in source.batches(network and network.normalisation))
         for data, found in predict_masks(sets, network, True, pmg, options.radius):
-            found = found.cpu()
+            found, done = found.cpu(), totals["images"]
             _write_masks(options.out, data, found)
-            for row, (height, width) in enumerate(data.sizes.tolist()):
-                if coco:
+            if coco:
+                for row, (height, width) in enumerate(data.sizes.tolist()):
                     coco.add(done + row + 1, found[row, :height, :width])
-                pixels += height * width
             if options.overlays:
                 _write_overlays(options.out / "overlays", data.to("cpu"), {kind: found}, done)
+            totals["images"] += len(data)
             totals["components"] += len(connected_components(found))
-            totals["foreground"] += int(found.sum())
-            done += len(data)
+            totals["foreground"] += int(torch.count_nonzero(found))
+            totals["pixels"] += int(data.sizes.prod(1).sum())
             advance(len(data))
     seconds = time.perf_counter() - started
-    rates = {"images_per_second": len(paths) / seconds, "megapixels_per_second": pixels / seconds / 1e6}
-    totals |= {"pixels": pixels, "seconds": seconds, "peak_memory_gb": peak_memory_gb(), "device": options.device}
+    totals |= {"points": sum(map(len, source.points.values())), "seconds": seconds, "peak_memory_gb": peak_memory_gb()}
+    totals |= {
+        "images_per_second": totals["images"] / seconds,
+        "megapixels_per_second": totals["pixels"] / seconds / 1e6,
+    }
     how = {"kind": kind, "dataset": source.dataset, "points_from": str(options.points), "extent": why}
-    write_json(options.out / SUMMARY, how | {"settings": pmg | used} | totals | rates | {"versions": provenance()})
-    table = Table(title=Text(f"{kind} masks in {options.out}"), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in (
-        ("images", f"{len(paths)}"),
-        ("points", f"{totals['points']}"),
-        ("images without points", _some(report.without_points)),
-        ("points given twice", _some([f"{name} (y={y}, x={x})" for name, y, x in report.duplicates])),
-        ("components in the masks", f"{totals['components']}"),
-        ("foreground", f"{1e6 * totals['foreground'] / pixels:.0f}e-6 of all pixels"),
-        ("images/s, with reading and writing", f"{rates['images_per_second']:.1f}"),
-        ("Mpixel/s", f"{rates['megapixels_per_second']:.1f}"),
-        ("time, peak memory", f"{seconds:.1f} s, {peak_memory_gb():.2f} GB"),
-    ):
-        table.add_row(name, Text(value))
-    console.print(table)
+    how |= {"settings": pmg | used, "device": options.device, "versions": provenance()}
+    write_json(options.out / SUMMARY, how | totals)
+    console.print(_summary(f"{kind} masks in {options.out}", totals, report))
     return 0
 
 
@@ -156,9 +141,10 @@ def pack(options: argparse.Namespace, console: Console) -> int:
     for heading in ("split", "images", "ground truth", "points"):
         table.add_column(heading)
     for split, kinds in store_splits(options.out).items():
-        one = load_store(options.out, split, points=None)
-        truth = "no" if one.masks is None else "yes"
-        table.add_row(split, str(len(one)), truth, ", ".join(kinds) or "none")
+        count, truth = 0, "no"
+        for part in iterate_store(options.out, split, points=None):  # all of it is read back
+            count, truth = count + len(part), "no" if part.masks is None else "yes"
+        table.add_row(split, str(count), truth, ", ".join(kinds) or "none")
     console.print(table)
     return 0
 
@@ -198,6 +184,42 @@ def check(options: argparse.Namespace, console: Console) -> int:
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------
+
+
+def _open(options: argparse.Namespace, console: Console) -> tuple[Images, list[tuple[int, int]], PointReport]:
+    """The images and their points, the images' sizes, and what is odd about the points."""
+    paths = find_images(options.images)
+    names = [path.stem for path in paths]
+    twice, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{options.images}: {count} images are called {twice}; rename: points and masks go by stem")
+    _check_out(options, names)
+    with console.status("reading sizes and points"):
+        sizes = [header[:2] for header in map_files(read_header, paths)]
+        points = read_points(options.points, options.format, names, sizes)
+    report = check_points(points, names, sizes)
+    if len(report.without_points) == len(names):
+        raise InputError(f"{options.points}: no point in any of the {len(names)} images; export the annotations again")
+    return Images(paths, points, options.batch), sizes, report
+
+
+def _summary(title: str, totals: dict[str, float], report: PointReport) -> Table:
+    table = Table(title=Text(title), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("images", f"{totals['images']}"),
+        ("points", f"{totals['points']}"),
+        ("images without points", _some(report.without_points)),
+        ("points given twice", _some([f"{name} (y={y}, x={x})" for name, y, x in report.duplicates])),
+        ("components in the masks", f"{totals['components']}"),
+        ("foreground", f"{1e6 * totals['foreground'] / totals['pixels']:.0f}e-6 of all pixels"),
+        ("images/s, with reading and writing", f"{totals['images_per_second']:.1f}"),
+        ("Mpixel/s", f"{totals['megapixels_per_second']:.1f}"),
+        ("time, peak memory", f"{totals['seconds']:.1f} s, {totals['peak_memory_gb']:.2f} GB"),
+    ):
+        table.add_row(name, Text(value))
+    return table
 
 
 def _check_out(options: argparse.Namespace, names: Sequence[str]) -> None:

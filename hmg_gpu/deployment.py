@@ -67,9 +67,11 @@ class HybridMasks(nn.Module):
 
 
 def filter_by_propagation(prediction: Tensor, points: Tensor, radius: int) -> Tensor:
-    """:func:`hmg_gpu.false_alarm_filter` in operations of fixed shape, for export; on a GPU slower than the kernels.
+    """:func:`hmg_gpu.false_alarm_filter` in operations of fixed shape.
 
-    Labels spread to the eight neighbours until nothing changes; the rest is the same whole numbers.
+    The kernels and SciPy are no torch operations and kornia's labeller looks at values, so none of them exports. Here
+    labels spread to the eight neighbours until nothing changes; the rest is the same whole numbers. Meant for export:
+    outside an exported program torch compiles the loop first.
 
     Args:
         prediction: bool [B, H, W].
@@ -86,11 +88,11 @@ def filter_by_propagation(prediction: Tensor, points: Tensor, radius: int) -> Te
         around = torch.maximum(torch.maximum(across[:, :-2], across[:, 2:]), across[:, 1:-1])
         return around * (labels > 0)
 
-    labels, _ = torch.while_loop(
-        lambda labels, going: going,
-        lambda labels, going: (spread(labels), (spread(labels) != labels).any()),
-        (start, prediction.any()),
-    )
+    def step(labels: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        after = spread(labels)
+        return after, (after != labels).any()
+
+    labels, _ = torch.while_loop(lambda _, going: going.clone(), step, (start, prediction.any()))
 
     flat = labels.view(batch, -1)  # [B, H * W]
     rows = torch.arange(height, device=flat.device).repeat_interleave(width).expand(batch, -1)

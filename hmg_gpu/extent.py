@@ -73,7 +73,7 @@ def _overlap(data: ImageSet, grid: list[int], half_width: int, alpha: float) -> 
             data.images, data.points, extent=extent, half_width=half_width, alpha=alpha, sizes=data.sizes
         )
         if before is not None:
-            rows.append(torch.stack(((before & masks).sum(), (before | masks).sum())))
+            rows.append(torch.stack((torch.count_nonzero(before & masks), torch.count_nonzero(before | masks))))
         before = masks
     return torch.stack(rows)
 

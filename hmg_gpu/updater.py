@@ -86,12 +86,12 @@ class MaskUpdater:
         self.settings = {"extent": extent, "half_width": half_width, "alpha": alpha}
         with torch.inference_mode(False):
             self.initial = point_to_mask(data.images, data.points, sizes=data.sizes, **self.settings)
-        self.masks = self.initial.clone()
-        self._sizes = data.sizes.cpu()
+            self.masks = self.initial.clone()
+            self._sizes = data.sizes.cpu()
+            self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
+            self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
         self._offsets = data.offsets.tolist()  # read once, so that updates never have to
         self._row = {name: row for row, name in enumerate(data.names)}
-        self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
-        self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
 
     @classmethod
     def from_folder(
@@ -105,7 +105,7 @@ class MaskUpdater:
         normalisation: tuple[float, float] | None = None,
         **settings: Any,
     ) -> MaskUpdater:
-        """From a folder in the layout of LESPS and BasicIRSTD; ground truth is neither needed nor looked at.
+        """From a folder in the layout of LESPS and BasicIRSTD; ground truth is not needed and not kept.
 
         Args:
             root, split, points, dataset, normalisation: as :func:`hmg_gpu.data.load_folder`.

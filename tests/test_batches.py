@@ -15,7 +15,6 @@ from tiny import POISON, SIZES, tiny_set
 from hmg_gpu.data import ImageSet
 from hmg_gpu.data.batches import PLAN, batches, cut_crops, draw_epoch, mix_seed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WAYS = list(product((0, 1), repeat=3))  # flip_rows, flip_columns, transpose
 
 

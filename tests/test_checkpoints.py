@@ -21,7 +21,6 @@ from hmg_gpu.errors import HMGError
 from hmg_gpu.files import write_beside, write_json, write_text
 from hmg_gpu.models import build_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DESCRIPTION = {"settings": {"model": "acm"}, "normalisation": [101.5, 34.25], "epoch": 3, "results": {"iou": 0.5}}
 TENSORS = {"model.weight": torch.arange(6.0).view(2, 3), "masks.current": torch.tensor([True, False])}
 

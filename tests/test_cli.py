@@ -24,8 +24,6 @@ from hmg_gpu.inference import predict
 from hmg_gpu.models import build_model
 from hmg_gpu.update import update
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -147,7 +145,7 @@ def test_mistakes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     refused(capsys, run(*far), "far.csv, row 2", "outside the image train0")
     refused(capsys, make(root, out, "--checkpoint", tmp_path / "no.pth"), "no.pth")
     shutil.copyfile(images / "train0.png", images / "train0.bmp")
-    refused(capsys, make(root, out), "two images are called train0")
+    refused(capsys, make(root, out), "2 images are called train0")
     assert not out.exists()
     for bad in (["--extent", "0"], ["--alpha", "2"], ["--batch", "0"], ["--coco", "xml"], ["--extent", "1.5"]):
         with pytest.raises(SystemExit) as caught:

@@ -19,8 +19,6 @@ from torch import Tensor
 from hmg_gpu.components import Components, backend_for, connected_components, valid_area
 from hmg_gpu.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(params=["scipy", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -31,8 +31,6 @@ from hmg_gpu.paper import Report, paper_numbers, paper_points, sort_checkpoints
 from hmg_gpu.prediction import open_images
 from hmg_gpu.training import Settings, measure
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PMG = {"extent": 12, "half_width": 3, "alpha": 0.15}
 EIGHT = np.ones((3, 3))
 

@@ -14,8 +14,6 @@ from hmg_gpu.data import ImageSet, load_folder
 from hmg_gpu.extent import FALLBACK, MIN_POINTS, WEIGHTS, choose_extent, mask_changes
 from hmg_gpu.pmg import point_to_mask
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LENGTHS = (6, 8, 10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 57)
 
 

@@ -14,8 +14,6 @@ from hmg_gpu.data import ImageSet
 from hmg_gpu.inference import padded_side, predict, predict_logits
 from hmg_gpu.models import build_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Spy(nn.Module):
     """Gives back what it is fed, and remembers it; as several heads if asked."""

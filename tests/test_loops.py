@@ -26,8 +26,6 @@ from hmg_gpu.losses import soft_iou_loss
 from hmg_gpu.models import build_model
 from hmg_gpu.training import Settings, Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IMAGES = 4
 MEAN, STD = 101.06385040283203, 34.619606018066406  # NUAA-SIRST in every trainer of the field
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from hmg_gpu.metrics import DetectionMetrics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COUNTS = ("intersection", "union", "matched", "targets", "false_alarm_pixels", "pixels")
 RATIOS = ("iou", "niou", "pd", "fa", "pixel_fa")
 

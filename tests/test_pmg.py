@@ -20,8 +20,6 @@ from torch import Tensor
 import hmg_gpu
 from hmg_gpu import pmg
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Float32 arithmetic on P; 2e-7 was the largest difference met.
 TOLERANCE = 2e-6
 

@@ -17,8 +17,6 @@ from hmg_gpu.pmg import point_to_mask
 
 EIGHT = np.ones((3, 3), bool)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def train() -> ImageSet:

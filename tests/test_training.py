@@ -26,8 +26,6 @@ from hmg_gpu.inference import predict
 from hmg_gpu.models import build_model
 from hmg_gpu.training import Settings, StopRequest, Training, measure
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Two epochs of three steps in each stage. From an even start (output_bias 0) the predictions of an untrained network
 # are busy, so that correcting changes the masks.
 BASE = Settings(

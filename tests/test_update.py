@@ -15,8 +15,6 @@ from torch import Tensor
 import hmg_gpu
 from hmg_gpu.components import valid_area
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(params=["scipy", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

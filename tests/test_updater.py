@@ -17,10 +17,9 @@ from torch import Tensor, distributed, nn
 from hmg_gpu import MaskUpdater, point_to_mask, update
 from hmg_gpu.data import load_folder, pack_folder, read_mask
 from hmg_gpu.data.batches import batches
+from hmg_gpu.extent import choose_extent
 from hmg_gpu.inference import predict, predict_logits
 from hmg_gpu.models import build_model
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXTENT = 8
 
@@ -86,6 +85,12 @@ def test_extent_of_the_paper_by_data_set() -> None:
     data.dataset = "NUDT-SIRST"
     assert MaskUpdater(data).settings["extent"] == 10
     assert MaskUpdater(data, extent=7).settings["extent"] == 7
+
+
+def test_extent_chosen_from_the_set() -> None:
+    data = tiny_set(SIZES * 4)
+    chosen = choose_extent(data, half_width=2, alpha=0.1)
+    assert MaskUpdater(data, extent="auto", half_width=2, alpha=0.1).settings["extent"] == chosen != 25
 
 
 def test_one_image_by_eye() -> None:
@@ -356,8 +361,9 @@ def test_inside_autocast_the_gradients_survive() -> None:
 
 
 def test_inside_inference_mode_the_masks_can_be_trained_on() -> None:
-    updater, net = make(), Net()
+    net = Net()
     with torch.inference_mode():
+        updater = make()
         updater.update(net)
         updater.update_one(0, torch.rand(64, 64), "probabilities")
     images, masks = next(iter(updater.loader(2, 32)))
@@ -471,6 +477,32 @@ def test_refusals() -> None:
     refused(lambda: MaskUpdater.from_tensors(plane[None], torch.tensor([[0, 1, 1]]), names=["a", "b"]), "1 different")
     with pytest.raises(ValueError, match="row 0"):
         MaskUpdater.from_tensors(plane[None], torch.tensor([[0, 64, 1]]))
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_update_one_does_not_synchronise() -> None:
+    """The same masks as on the CPU, and nothing is read from the device before somebody asks."""
+    data, prediction = tiny_set(), torch.rand(2, 1, 64, 64)
+    there = MaskUpdater(data.to("cuda"), extent=EXTENT)
+    on_device = prediction.cuda()
+    there.update_one([0, 3], on_device, "probabilities")  # builds the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        changes = there.update_one([0, 3], on_device, "probabilities")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    here = make()
+    here.update_one([0, 3], prediction, "probabilities")
+    assert torch.equal(there.masks.cpu(), here.masks) and changes.pixels == 0
+    here.update(Net())
+    there.update(Net().cuda())
+    assert (there.masks.cpu() ^ here.masks).sum() <= 2  # a logit within rounding of 0
+    there.update_one(0, on_device[:1] * 2, "probabilities")
+    torch.cuda.synchronize()
+    refused(there.as_list, "outside 0 to 1")
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
