@@ -247,12 +247,12 @@ class Screen:
         if prediction is not None:
             examples = pick_examples(self.test, prediction, 6)
             sheet = self.folder / "sheets" / f"test_stage{event['stage']}.png"
-            draw_sheet(sheet, self.test, {"prediction": prediction}, examples)
+            draw_sheet(sheet, self.test, {"prediction": prediction}, examples, whole=False)
 
     def on_masks(self, event: dict[str, Any]) -> None:
         masks = event["masks"]
         examples = pick_examples(self.train, masks["hybrid"], 6)
-        draw_sheet(self.folder / "sheets" / "train_masks.png", self.train, masks, examples)
+        draw_sheet(self.folder / "sheets" / "train_masks.png", self.train, masks, examples, whole=False)
         if event["metrics"]:
             self.console.print(mask_table("Masks on the training images at the stage border", event["metrics"]))
         self.write({name: value for name, value in event.items() if name != "masks"})

@@ -42,7 +42,11 @@ def detection_counts(
         from .kernels.components import detection_counts as on_device
 
         return on_device(prediction, target, sizes=sizes, distance=distance)
+    return counts_on_host(prediction, target, sizes, distance)
 
+
+def counts_on_host(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
+    """:func:`detection_counts` without the kernels; the number of components decides what Python does."""
     batch, height, width = prediction.shape
     found, truth = connected_components(prediction, sizes), connected_components(target, sizes)
     # Foreground is sparse: the counts follow from its pixels, no plane is read again.

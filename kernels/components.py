@@ -345,23 +345,10 @@ def components_without_triton(mask: Tensor, sizes: Tensor | None, capacity: int)
 
 
 def counts_without_triton(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
-    """The op on CPU tensors where Triton does not interpret: matching in a Python loop."""
-    capacity = blocks.block_count(*prediction.shape[1:])
-    matching = torch.zeros((prediction.shape[0], 3), dtype=torch.int64)
-    _, found_n, found = components_without_triton(prediction, sizes, capacity)
-    _, truth_n, truth = components_without_triton(target, sizes, capacity)
-    for b in range(prediction.shape[0]):
-        areas, sums = found[b, : found_n[b], 0], found[b, : found_n[b], 1:3]
-        free = torch.ones(len(areas), dtype=torch.bool)
-        for area, sum_y, sum_x in truth[b, : truth_n[b], :3].tolist():
-            offset = (sums * area - torch.tensor([sum_y, sum_x]) * areas[:, None]).double()
-            close = free & (offset.square().sum(1) < (distance * (areas * area).double()).square())
-            close = close.nonzero()
-            if len(close):
-                free[close[0]] = False
-                matching[b, 0] += 1
-        matching[b, 1], matching[b, 2] = truth_n[b], areas[free].sum()
-    return _with_pixel_counts(prediction, target, sizes, matching)
+    """The op on CPU tensors where Triton does not interpret: the library's own CPU path."""
+    from hmg_gpu.metrics import counts_on_host
+
+    return counts_on_host(prediction, target, sizes, distance)
 
 
 @torch.library.custom_op("hmg_gpu::components", mutates_args=(), device_types="cuda")
