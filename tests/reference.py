@@ -47,16 +47,13 @@ def boundary_index(strip: NDArray) -> int:
 def point_to_box(image: NDArray, point: Point, extent: int = 25, half_width: int = 4) -> Box:
     """P2B: the box around the target under `point`."""
     y, x = int(point[0]), int(point[1])
-    near_y, near_x = max(y - extent, 0), max(x - extent, 0)
-    window = image[near_y : y + extent + 1, near_x : x + extent + 1].astype(np.float64)
-    y, x = y - near_y, x - near_x  # the point inside its window
-    rows = window[max(y - half_width, 0) : y + half_width + 1]
-    columns = window[:, max(x - half_width, 0) : x + half_width + 1].T
-    up = boundary_index(columns[:, y::-1])
-    down = boundary_index(columns[:, y:])
-    left = boundary_index(rows[:, x::-1])
-    right = boundary_index(rows[:, x:])
-    y, x = int(point[0]), int(point[1])
+    near_y, near_x = max(y - extent, 0), max(x - extent, 0)  # where the search regions begin
+    rows = image[max(y - half_width, 0) : y + half_width + 1, near_x : x + extent + 1].astype(np.float64)
+    columns = image[near_y : y + extent + 1, max(x - half_width, 0) : x + half_width + 1].astype(np.float64).T
+    up = boundary_index(columns[:, y - near_y :: -1])
+    down = boundary_index(columns[:, y - near_y :])
+    left = boundary_index(rows[:, x - near_x :: -1])
+    right = boundary_index(rows[:, x - near_x :])
     return y - up, x - left, y + down + 1, x + right + 1
 
 
