@@ -48,7 +48,7 @@ def main() -> int:
 
 def real_crops(folder: Path, size: int) -> tuple[Tensor, Tensor]:
     """Normalised images float32 [16, 1, S, S] and ground truth bool of the same shape, a target in each."""
-    data = load_folder(folder, "train", require_masks=True)
+    data = load_folder(folder, "train", masks=True)
     rows = torch.linspace(0, len(data.points) - 1, COUNT).long()
     image, y, x = data.points[rows].unbind(1)
     slack = (data.sizes[image] - size).clamp(min=0)  # [16, 2]

@@ -3,6 +3,10 @@
     program = torch.export.export(HybridMasks(net, mean=..., std=...), (images, points))
     torch.export.save(program, "hybrid.pt2")     # torch.export.load("hybrid.pt2").module()(images, points)
 
+The same program becomes ONNX, for runtimes without PyTorch (needs the extra "onnx"):
+
+    torch.onnx.export(program, (images, points)).save("hybrid.onnx")
+
 Batch, height, width and the number of rows of ``points`` are those of the example; unused rows hold -1.
 """
 

@@ -105,15 +105,15 @@ class MaskUpdater:
         normalisation: tuple[float, float] | None = None,
         **settings: Any,
     ) -> MaskUpdater:
-        """From a folder in the layout of LESPS and BasicIRSTD; ground truth is not needed and not kept.
+        """From a folder in the layout of LESPS and BasicIRSTD; ground truth is not needed and not read.
 
         Args:
             root, split, points, dataset, normalisation: as :func:`hmg_gpu.data.load_folder`.
             device: None: the GPU where there is one.
             settings: as :class:`MaskUpdater`.
         """
-        data = load_folder(root, split, points=points, dataset=dataset, normalisation=normalisation)
-        return cls(_bare(data).to(_device(device)), **settings)
+        data = load_folder(root, split, points=points, masks=False, dataset=dataset, normalisation=normalisation)
+        return cls(data.to(_device(device)), **settings)
 
     @classmethod
     def from_store(
@@ -126,7 +126,7 @@ class MaskUpdater:
         **settings: Any,
     ) -> MaskUpdater:
         """From a packed store; ``path``, ``split`` and ``points`` as :func:`hmg_gpu.data.load_store`."""
-        return cls(_bare(load_store(path, split, points=points)).to(_device(device)), **settings)
+        return cls(load_store(path, split, points=points, masks=False).to(_device(device)), **settings)
 
     @classmethod
     def from_tensors(
@@ -679,9 +679,3 @@ def _undisturbed(net: nn.Module, device: torch.device, ranks: int) -> Iterator[N
 
 def _device(name: str | torch.device | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _bare(data: ImageSet) -> ImageSet:
-    """Without ground truth, which has no place on the device here."""
-    data.masks = None
-    return data

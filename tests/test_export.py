@@ -1,12 +1,15 @@
-"""COCO files against decoders written from the format's description, and torch.export reloaded."""
+"""COCO files against decoders written from the format's description; torch.export and ONNX reloaded."""
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,7 +168,7 @@ def test_a_failed_run_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- torch.export ---------------------------------------------------------------------------------------------------
+# ---- torch.export and ONNX ------------------------------------------------------------------------------------------
 
 
 def scene(count: int, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,21 +184,40 @@ def scene(count: int, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images.round()).float(), points
 
 
-def reload(program: torch.export.ExportedProgram, path: Path) -> torch.nn.Module:
-    torch.export.save(program, path)
-    return torch.export.load(path).module()
+def reload(module: torch.nn.Module, example: tuple[torch.Tensor, ...], path: Path, form: str) -> Callable:
+    """What another process would run: the module exported with an example, written and read again."""
+    program = torch.export.export(module, example)
+    if form == "torch":
+        torch.export.save(program, path)
+        return torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        torch.onnx.export(program, example, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path)
+    names = [one.name for one in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        (result,) = session.run(None, {name: one.numpy() for name, one in zip(names, inputs, strict=True)})
+        return torch.from_numpy(result)
+
+    return run
 
 
-def test_exported_pmg(tmp_path: Path) -> None:
+FORMS = pytest.mark.parametrize("form", ["torch", "onnx"])
+
+
+@FORMS
+def test_exported_pmg(form: str, tmp_path: Path) -> None:
     settings = {"extent": 8, "half_width": 3, "alpha": 0.2}
-    module = reload(torch.export.export(PointMasks(**settings), scene(5, 8)), tmp_path / "pmg.pt2")
+    module = reload(PointMasks(**settings), scene(5, 8), tmp_path / "pmg", form)
     for count in (0, 3, 8):
         images, points = scene(count, 8)
         wanted = point_to_mask(images, points[:count], **settings)
         assert torch.equal(module(images, points), wanted) and bool(wanted.any()) == (count > 0)
 
 
-def test_exported_network_threshold_update(tmp_path: Path) -> None:
+@FORMS
+def test_exported_network_threshold_update(form: str, tmp_path: Path) -> None:
     net = build_model("acm", output_bias=0.0).eval()
     level = math.log(0.6 / 0.4)
     with torch.no_grad():  # a tenth of everything is foreground
@@ -203,7 +225,7 @@ def test_exported_network_threshold_update(tmp_path: Path) -> None:
         for convolution in net.output_convolutions():
             convolution.bias += level - logits.quantile(0.9)
     settings = {"mean": 63.0, "std": 21.0, "threshold": 0.6, "radius": 12, "extent": 8}
-    module = reload(torch.export.export(HybridMasks(net, **settings), scene(3, 6)), tmp_path / "hybrid.pt2")
+    module = reload(HybridMasks(net, **settings), scene(3, 6), tmp_path / "hybrid", form)
     for count in (0, 2, 6):
         images, points = scene(count, 6)
         with torch.no_grad():
@@ -232,7 +254,8 @@ class Filter(torch.nn.Module):
         return filter_by_propagation(prediction, points, 4)
 
 
-def test_exported_filter(rng: np.random.Generator, tmp_path: Path) -> None:
+@FORMS
+def test_exported_filter(form: str, rng: np.random.Generator, tmp_path: Path) -> None:
     """Against the library's: random masks, everything, nothing, a spiral, and points outside their image."""
     plain = torch.zeros(33, 33, dtype=torch.bool)
     masks = [torch.from_numpy(rng.random((33, 33)) < share) for share in (0.02, 0.1, 0.3)]
@@ -243,7 +266,7 @@ def test_exported_filter(rng: np.random.Generator, tmp_path: Path) -> None:
         points = torch.from_numpy(rng.integers(0, [len(masks), 33, 33], (9, 3)))
         wanted = false_alarm_filter(masks, points, radius=4)
         example = (masks, torch.cat((points, unused)))
-        module = module or reload(torch.export.export(Filter(), example), tmp_path / "filter.pt2")
+        module = module or reload(Filter(), example, tmp_path / "filter", form)
         assert torch.equal(module(*example), wanted)
         assert wanted.any() and not torch.equal(wanted, masks)
         masks = masks.flip(0)

@@ -111,7 +111,7 @@ def test_works_without_any_mask(root):
     assert load_folder(root, "train").masks is None
     (root / "masks").rmdir()
     assert load_folder(root, "train").masks is None
-    refused(lambda: load_folder(root, "train", require_masks=True), "masks", "no mask for any image of train_SEA.txt")
+    refused(lambda: load_folder(root, "train", masks=True), "masks", "no mask for any image of train_SEA.txt")
 
 
 def test_one_mask_missing(root):

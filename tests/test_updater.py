@@ -74,6 +74,9 @@ def test_from_folder_store_and_tensors_agree(tmp_path: Path) -> None:
 def test_ground_truth_is_not_needed(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "tiny")
     with_truth = MaskUpdater.from_folder(root, device="cpu").initial
+    for mask in (root / "masks").iterdir():  # damaged: it must not even be opened
+        mask.write_bytes(b"no image")
+    assert torch.equal(MaskUpdater.from_folder(root, device="cpu").initial, with_truth)
     for mask in (root / "masks").iterdir():
         mask.unlink()
     assert torch.equal(MaskUpdater.from_folder(root, device="cpu").initial, with_truth)

@@ -35,7 +35,7 @@ def load_folder(
     points: Points = "masks_centroid",
     normalisation: tuple[float, float] | None = None,
     dataset: str | None = None,
-    require_masks: bool = False,
+    masks: bool | None = None,
     progress: Progress | None = None,
 ) -> ImageSet:
     """Load one split of a folder in the layout of LESPS and BasicIRSTD.
@@ -52,7 +52,7 @@ def load_folder(
         normalisation: (mean, std); by default the data set's entry in ``NORMALISATION``, else the mean of the per-image
             means and of the per-image (population) stds of the images loaded.
         dataset: the data set's name where it is not the folder's.
-        require_masks: refuse a folder without ground truth.
+        masks: True: refuse a folder without ground truth; False: leave it unread; None: read it where there is any.
         progress: called with (images read, all images).
 
     Returns:
@@ -69,11 +69,11 @@ def load_folder(
     files = _files_by_stem(root / "images")
     names = _read_split(split_file, files)
     paths = [_only(files, stem, f"{split_file} lists {stem}, but {root / 'images'}") for stem in names]
-    masks = root / "masks" if (root / "masks").is_dir() else None
+    folder = root / "masks" if masks is not False and (root / "masks").is_dir() else None
     if isinstance(points, (str, os.PathLike)):
         points = _find_points(root, points)
-    result = _load(names, paths, points, masks, normalisation or NORMALISATION.get(name), progress)
-    if require_masks and result.masks is None:
+    result = _load(names, paths, points, folder, normalisation or NORMALISATION.get(name), progress)
+    if masks and result.masks is None:
         raise InputError(f"{root / 'masks'}: no mask for any image of {split_file.name}; supply masks/ID.png")
     result.dataset, result.split = name, split
     return result

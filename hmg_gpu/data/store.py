@@ -91,6 +91,7 @@ def load_store(
     split: str,
     *,
     points: str | None = "masks_centroid",
+    masks: bool = True,
     start: int = 0,
     stop: int | None = None,
 ) -> ImageSet:
@@ -100,6 +101,7 @@ def load_store(
         path: a file by :func:`write_store` or :func:`pack_folder`.
         split: "train", "test" or whatever the file has.
         points: the kind of points, or None for a set without points.
+        masks: False: leave the ground truth unread.
         start, stop: a range of images as in a slice.
 
     Raises:
@@ -107,7 +109,7 @@ def load_store(
             (refused before allocation); the text names the file and the cure.
     """
     with _opened(path) as file:
-        reader = _Split(path, file, split, points)
+        reader = _Split(path, file, split, points, masks)
         first, last, _ = slice(start, stop).indices(len(reader.names))
         if first >= last:
             raise InputError(f"{path}: images {start} to {stop} of {len(reader.names)} are none; choose another range")
@@ -115,7 +117,12 @@ def load_store(
 
 
 def iterate_store(
-    path: str | os.PathLike, split: str, batch: int = 64, *, points: str | None = "masks_centroid"
+    path: str | os.PathLike,
+    split: str,
+    batch: int = 64,
+    *,
+    points: str | None = "masks_centroid",
+    masks: bool = True,
 ) -> Iterator[ImageSet]:
     """Go through one split in sets of ``batch`` images, in order, holding one of them at a time.
 
@@ -124,7 +131,7 @@ def iterate_store(
     if batch < 1:
         raise InputError(f"batch {batch}: expected at least 1 image")
     with _opened(path) as file:
-        reader = _Split(path, file, split, points)
+        reader = _Split(path, file, split, points, masks)
         for first in range(0, len(reader.names), batch):
             yield reader.read(first, min(first + batch, len(reader.names)))
 
@@ -234,7 +241,7 @@ def _opened(path: str | os.PathLike) -> Iterator[h5py.File]:
 class _Split:
     """One split of an open store, every claim checked before anything is allocated by it."""
 
-    def __init__(self, path: str | os.PathLike, file: h5py.File, split: str, points: str | None):
+    def __init__(self, path: str | os.PathLike, file: h5py.File, split: str, points: str | None, masks: bool):
         self.path, self.split = path, split
         group = _child(file, split, h5py.Group)
         if group is None:
@@ -246,7 +253,7 @@ class _Split:
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1))])  # [N + 1]
         total = int(self.offsets[-1])
         self.pixels = self._array(group, "pixels", ("uint8", "uint16", "float32"), (total,))
-        self.masks = self._array(group, "masks", ("uint8",), (total,)) if "masks" in list(group) else None
+        self.masks = self._array(group, "masks", ("uint8",), (total,)) if masks and "masks" in list(group) else None
         self.names = self._texts(group, "names", count)
         self.dataset = self._texts(group, "dataset", 1)[0].strip()
         self.mean, self.std = self._array(group, "normalisation", ("float64",), (2,))[:].tolist()
@@ -266,7 +273,8 @@ class _Split:
                 f"{self.path}: {len(sizes)} images padded to {height} x {width} need more than "
                 f"{MAX_SET_BYTES >> 30} GiB; read a shorter range"
             )
-        rows = self.points[(self.points[:, 0] >= first) & (self.points[:, 0] < last)] - [first, 0, 0]
+        low, high = np.searchsorted(self.points[:, 0], (first, last))
+        rows = self.points[low:high] - [first, 0, 0]
         return ImageSet(
             self.names[first:last],
             torch.from_numpy(self._padded(self.pixels, first, last, dtype)),
