@@ -23,8 +23,9 @@ from .drawing import pick_examples
 from .errors import InputError
 from .inference import predict, predict_logits
 from .metrics import DetectionMetrics
+from .own_masks import global_mask
 from .pmg import point_to_mask
-from .size_classes import global_mask, joined_targets, size_classes, size_classes_of
+from .size_classes import joined_targets, size_classes, size_classes_of
 from .training import measure
 from .update import false_alarm_filter, retrieve_missed, update
 

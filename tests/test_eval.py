@@ -20,7 +20,7 @@ from tiny import tiny_set
 from torch import nn
 
 import eval as script
-from hmg_gpu import evaluation, point_to_mask, size_classes, update
+from hmg_gpu import evaluation, own_masks, point_to_mask, size_classes, update
 from hmg_gpu.checkpoints import save_checkpoint
 from hmg_gpu.data import ImageSet, load_folder, read_mask, write_mask, write_store
 from hmg_gpu.data.synthetic import make_split
@@ -157,7 +157,7 @@ def test_joined_targets() -> None:
 
 def test_global_mask_is_the_global_map_alone() -> None:
     data = scenes()
-    result = size_classes.global_mask(data, **PMG)
+    result = own_masks.global_mask(data, **PMG)
     for index, image, _, points in each_image(data):
         image = image.astype(np.float32)
         expected = np.zeros(image.shape, bool)

@@ -1,0 +1,408 @@
+"""Masks by a small network that learns from PMG's masks of the same points (beyond the paper; no ground truth).
+
+PMG's errors differ from target to target, what it gets right repeats. A network that sees crops around all points of a
+set, with PMG's masks to learn from, keeps what repeats: the student becomes better than its teacher.
+
+    points --PMG--> one mask a point --train--> student --crop around each point--> probabilities --> masks
+
+Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoints import read_description, read_tensors, save_checkpoint
+from .components import connected_components
+from .data.batches import mix_seed
+from .data.sets import ImageSet
+from .errors import InputError
+from .losses import soft_iou_loss
+from .models.crop_net import CropNet, distance_maps
+from .own_masks import masks_around
+from .provenance import provenance
+
+NETS = 256  # crops at a time through a network that does not train
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """Everything that decides a student, beside the data. Lengths in pixels.
+
+    The paper has no such step; the defaults were chosen by how well two students that learned from different halves of
+    the points agree, never by ground truth.
+    """
+
+    crop: int = 48  # S, side of the crop; a multiple of 4
+    shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
+    steps: int = 1200
+    batch_size: int = 64
+    learning_rate: float = 4e-3  # AdamW, one cycle
+    weight_decay: float = 1e-2
+    cross_entropy: float = 0.2  # weight beside soft-IoU
+    averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
+    flips: bool = True  # average the eight flips and transposes of a crop when predicting
+    rounds: int = 1  # from the second round on the student learns from the student before
+    members: int = 1  # students of different seeds whose probabilities are averaged
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"crop": 16, "shift": 0, "steps": 1, "batch_size": 2, "rounds": 1, "members": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
+        if self.crop % 4:
+            raise InputError(f"crop = {self.crop}: expected a multiple of 4, as the network halves it twice")
+        if not 0 <= self.averaging < 1:
+            raise InputError(f"averaging = {self.averaging}: expected a number from 0 up to 1")
+
+    @property
+    def radius(self) -> int:
+        """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
+        return self.crop // 2 - 1
+
+
+class Student:
+    """Trained networks and what they were trained with; makes masks of any points without further training.
+
+    Args:
+        networks: one for each member, on one device.
+        settings: as trained.
+    """
+
+    def __init__(self, networks: Sequence[CropNet], settings: StudentSettings):
+        self.networks, self.settings = [network.eval() for network in networks], settings
+
+    def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
+        """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
+        tensors = {
+            f"member{number}.{name}": value
+            for number, network in enumerate(self.networks)
+            for name, value in network.state_dict().items()
+        }
+        save_checkpoint(path, tensors, {"student": asdict(self.settings), "versions": provenance()} | (about or {}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> Student:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is missing or damaged, or holds no student; nothing of it is ever run.
+        """
+        description = read_description(path)
+        values = (description or {}).get("student")
+        known = {field.name for field in fields(StudentSettings)}
+        if not isinstance(values, dict) or values.keys() != known:
+            raise InputError(f"{path}: holds no student of this version; make one with hmg-gpu masks --method learned")
+        kinds = {field.name: type(field.default) for field in fields(StudentSettings)}
+        for name, value in values.items():
+            if type(value) is not kinds[name]:
+                raise InputError(f"{path}: its setting {name} is {value!r}, expected {kinds[name].__name__}")
+        settings = StudentSettings(**values)
+        tensors = read_tensors(path)
+        networks = []
+        for number in range(min(settings.members, 100)):
+            network = CropNet()
+            prefix = f"member{number}."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            targets = network.state_dict()
+            fits = own.keys() == targets.keys() and all(own[name].shape == targets[name].shape for name in own)
+            if not fits or not all(bool(value.isfinite().all()) for value in own.values()):
+                raise InputError(f"{path}: the weights of member {number} are missing or damaged; copy the file again")
+            network.load_state_dict(own)
+            networks.append(network.to(device, memory_format=torch.channels_last))
+        return cls(networks, settings)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, points: Tensor, *, sizes: Tensor | None = None) -> Tensor:
+        """The probability of every pixel around each point to belong to the point's target.
+
+        Args:
+            images: float32 or uint8 [B, H, W], intensities as they come.
+            points: int64 [P, 3], rows (image, y, x).
+            sizes: int64 [B, 2], valid (height, width) of padded images; None: the whole image.
+
+        Returns:
+            float32 [P, 2 R + 1, 2 R + 1], the point at [R, R]; R = ``settings.radius``.
+        """
+        sizes = full_sizes(images) if sizes is None else sizes
+        side, radius = self.settings.crop, self.settings.radius
+        views = range(8) if self.settings.flips else range(1)
+        result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
+        for first in range(0, len(points), NETS):
+            part = points[first : first + NETS]
+            total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
+            for view in views:
+                turn = torch.tensor([view & 1, view >> 1 & 1, view >> 2], device=images.device).expand(len(part), 3)
+                crops = normalise(gather(images, part, sizes, side, turn))
+                for network in self.networks:
+                    probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
+                    total += unturn(probability, view, radius)
+            result[first : first + len(part)] = total / (len(views) * len(self.networks))
+        return result
+
+    def masks(self, images: Tensor, points: Tensor, fallback: Tensor, *, sizes: Tensor | None = None) -> Tensor:
+        """Masks of a batch, united per image.
+
+        Args:
+            images, points, sizes: as :meth:`probabilities`.
+            fallback: bool [P, 2 R + 1, 2 R + 1], PMG's mask of each point, see
+                :func:`hmg_gpu.own_masks.masks_around`. It stays where the student finds nothing at the point, and where
+                its mask reaches the window's edge: such a target is larger than the crop.
+
+        Returns:
+            bool [B, H, W].
+        """
+        sizes = full_sizes(images) if sizes is None else sizes
+        own = choose(self.probabilities(images, points, sizes=sizes), fallback)
+        return paste(own, points, images.shape, sizes)
+
+
+def full_sizes(images: Tensor) -> Tensor:
+    """int64 [B, 2] of images without padding."""
+    return torch.tensor(images.shape[1:], device=images.device).expand(len(images), 2)
+
+
+def gather(images: Tensor, points: Tensor, sizes: Tensor, side: int, turn: Tensor) -> Tensor:
+    """Square crops around points, turned: float32 [P, S, S], the point at [S // 2, S // 2].
+
+    Beyond the image its border pixels repeat.
+
+    Args:
+        side: S in pixels.
+        turn: int64 or bool [P, 3]: flip rows, flip columns, then transpose.
+    """
+    rows, columns = _turned(side, turn)  # [P, S, S]
+    image, y, x = points[:, :, None, None].unbind(1)
+    limit = sizes[points[:, 0]][:, :, None, None] - 1  # [P, 2, 1, 1]
+    rows = torch.minimum((y + rows).clamp(min=0), limit[:, 0])
+    columns = torch.minimum((x + columns).clamp(min=0), limit[:, 1])
+    _, height, width = images.shape
+    return images.reshape(-1)[(image * height + rows) * width + columns].float()
+
+
+def _turned(side: int, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets (row, column) from the point that each pixel of a turned crop shows: int64 [P, S, S] each."""
+    offset = torch.arange(side, device=turn.device) - side // 2
+    sign = 1 - 2 * turn[:, :2].long()  # [P, 2]
+    down, across = sign[:, :1] * offset, sign[:, 1:] * offset  # [P, S]
+    swap = turn[:, 2].bool()[:, None, None]
+    rows = torch.where(swap, down[:, None, :], down[:, :, None])
+    columns = torch.where(swap, across[:, :, None], across[:, None, :])
+    return rows, columns
+
+
+def unturn(values: Tensor, view: int, radius: int) -> Tensor:
+    """Bring predictions of one view [P, S, S] back to the image's directions: [P, 2 R + 1, 2 R + 1]."""
+    if view >> 2:
+        values = values.mT
+    centre = values.shape[1] // 2
+    flips = [axis for axis, bit in ((1, view & 1), (2, view >> 1 & 1)) if bit]
+    values = values[:, centre - radius : centre + radius + 1, centre - radius : centre + radius + 1]
+    return values.flip(flips) if flips else values
+
+
+def normalise(crops: Tensor) -> Tensor:
+    """What the network sees: float32 [P, 3, S, S] of crops [P, S, S].
+
+    The crop's median becomes 0 and the brightest of the 3 x 3 pixels at the point 1, so that gain and offset of the
+    image do not matter; where the point is no brighter than its surroundings the standard deviation takes the place.
+    """
+    side = crops.shape[1]
+    centre = slice(side // 2 - 1, side // 2 + 2)
+    median = crops.flatten(1).median(1).values[:, None, None]
+    peak = crops[:, centre, centre].amax((1, 2))[:, None, None] - median
+    spread = crops.std((1, 2))[:, None, None]
+    scale = torch.where(peak > 0.5 * spread, peak, spread.clamp(min=1e-6))
+    values = ((crops - median) / scale).clamp(-3, 3)
+    maps = distance_maps(side, crops.device).expand(len(crops), 2, side, side)
+    return torch.cat((values[:, None], maps), dim=1).contiguous(memory_format=torch.channels_last)
+
+
+def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5) -> Tensor:
+    """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see :meth:`Student.masks`."""
+    radius = probabilities.shape[1] // 2
+    found = connected_components(probabilities >= threshold)
+    core = slice(radius - 1, radius + 2)
+    near = torch.zeros(len(found), dtype=torch.bool, device=probabilities.device)
+    labels = found.labels()
+    touched = labels[:, core, core]
+    near[(touched[touched > 0] - 1)] = True
+    own = found.mask(near)
+    edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
+    usable = own.any(2).any(1) & ~edge
+    return torch.where(usable[:, None, None], own, fallback)
+
+
+def paste(own: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
+    """Unite masks around points, bool [P, K, K], in their images: bool [B, H, W]; nothing beyond ``sizes``."""
+    radius = own.shape[1] // 2
+    offset = torch.arange(-radius, radius + 1, device=own.device)
+    image, y, x = points[:, :, None, None].unbind(1)
+    rows, columns = y + offset[:, None], x + offset  # [P, K, 1], [P, 1, K]
+    limit = sizes[points[:, 0]][:, :, None, None]
+    inside = (rows >= 0) & (rows < limit[:, 0]) & (columns >= 0) & (columns < limit[:, 1])
+    position = (image * shape[1] + rows) * shape[2] + columns
+    pixels = math.prod(shape)
+    canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=own.device)  # the last slot takes what is outside
+    canvas.scatter_(0, torch.where(own & inside, position, pixels).flatten(), True)
+    return canvas[:pixels].view(tuple(shape))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train_student(
+    sets: ImageSet | Sequence[ImageSet],
+    *,
+    extent: int | Sequence[int] = 25,
+    half_width: int = 4,
+    alpha: float = 0.15,
+    settings: StudentSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    teachers: Sequence[Tensor] | None = None,
+) -> Student:
+    """Train a student on PMG's masks of the points of one or more sets; their ground truth is never looked at.
+
+    Args:
+        sets: images with points, on the device to train on.
+        extent: L_ep in pixels, one for all sets or one for each.
+        half_width, alpha: L_dp and alpha of PMG.
+        settings: decides the result together with the data; None: the defaults.
+        progress: called with (steps done, steps in all).
+        teachers: masks to learn from instead of PMG's, float or bool [P, K, K] for each set with
+            K = 2 (``settings.radius + settings.shift``) + 1.
+
+    Returns:
+        The student, on the sets' device.
+
+    Raises:
+        InputError: there is no point in any set.
+    """
+    settings = settings or StudentSettings()
+    sets = [sets] if isinstance(sets, ImageSet) else list(sets)
+    if sum(len(one.points) for one in sets) == 0:
+        raise InputError("no point label in any set: there is nothing to learn from; check the points")
+    extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
+    reach = settings.radius + settings.shift
+    if teachers is None:
+        teachers = [
+            masks_around(one, reach, extent=length, half_width=half_width, alpha=alpha)
+            for one, length in zip(sets, extents, strict=True)
+        ]
+    total = settings.rounds * settings.members * settings.steps
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    student = None
+    for number in range(settings.rounds):
+        if student is not None:
+            teachers = [_relabel(student, one, teacher) for one, teacher in zip(sets, teachers, strict=True)]
+        networks = [
+            _train(sets, teachers, settings, mix_seed(settings.seed, number, member), step)
+            for member in range(settings.members)
+        ]
+        student = Student(networks, settings)
+    return student
+
+
+def _relabel(student: Student, one: ImageSet, teacher: Tensor) -> Tensor:
+    """The student's masks in the teacher's window."""
+    radius, margin = student.settings.radius, student.settings.shift
+    inner = slice(margin, margin + 2 * radius + 1)
+    own = choose(student.probabilities(one.images, one.points, sizes=one.sizes), teacher[:, inner, inner])
+    return F.pad(own, (margin,) * 4)
+
+
+def _train(
+    sets: Sequence[ImageSet], teachers: Sequence[Tensor], settings: StudentSettings, seed: int, step: Callable
+) -> CropNet:
+    device = sets[0].images.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = CropNet().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.2, cycle_momentum=False
+    )
+    average = [value.detach().clone() for value in _floats(network)]
+    generator = torch.Generator().manual_seed(seed)
+    counts = [len(one.points) for one in sets]
+    order = torch.zeros(0, dtype=torch.int64)
+    network.train()
+    for number in range(settings.steps):
+        while len(order) < settings.batch_size:  # every point once before any comes again
+            order = torch.cat((order, torch.randperm(sum(counts), generator=generator)))
+        chosen, order = order[: settings.batch_size], order[settings.batch_size :]
+        crops, targets = [], []
+        for index, (one, teacher) in enumerate(zip(sets, teachers, strict=True)):
+            first = sum(counts[:index])
+            rows = chosen[(chosen >= first) & (chosen < first + counts[index])] - first  # on the CPU
+            turn = torch.randint(0, 2, (len(rows), 3), generator=generator)
+            noise = torch.rand(len(rows), (2 * settings.shift + 1) ** 2, generator=generator)
+            if len(rows):
+                crop, target = _lesson(
+                    one, teacher, settings, *(v.to(device, non_blocking=True) for v in (rows, turn, noise))
+                )
+                crops.append(crop)
+                targets.append(target)
+        logits = network(normalise(torch.cat(crops)))
+        target = torch.cat(targets)[:, None].float()
+        loss = soft_iou_loss(logits, target)
+        loss = loss + settings.cross_entropy * F.binary_cross_entropy_with_logits(logits, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        keep = min(settings.averaging, (number + 1) / (number + 10)) if settings.averaging else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [value.detach() for value in _floats(network)], 1 - keep)
+        step()
+    with torch.no_grad():
+        for value, mean in zip(_floats(network), average, strict=True):
+            value.copy_(mean)
+    return network.eval()
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    return [value for value in network.state_dict().values() if value.is_floating_point()]
+
+
+def _lesson(
+    one: ImageSet, teacher: Tensor, settings: StudentSettings, rows: Tensor, turn: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Crops [p, S, S] around shifted points and the teacher's masks in them, both turned the same way."""
+    shift, centre = settings.shift, teacher.shape[1] // 2
+    points, masks = one.points[rows], teacher[rows]
+    core = masks[:, centre - shift : centre + shift + 1, centre - shift : centre + shift + 1].flatten(1) > 0.5
+    # A random pixel of the teacher's mask near the point; the point itself where the mask does not hold any.
+    place = torch.where(core, noise, -1.0)
+    place[:, place.shape[1] // 2] = noise[:, place.shape[1] // 2]
+    place = place.argmax(1)
+    move = torch.stack((place // (2 * shift + 1) - shift, place % (2 * shift + 1) - shift), dim=1)  # [p, 2]
+    size = one.sizes[points[:, 0]]
+    moved = torch.minimum((points[:, 1:] + move).clamp(min=0), size - 1)
+    move = moved - points[:, 1:]
+    crop = gather(one.images, torch.cat((points[:, :1], moved), 1), one.sizes, settings.crop, turn)
+    down, across = _turned(settings.crop, turn)
+    line, column = down + move[:, :1, None] + centre, across + move[:, 1:, None] + centre
+    side = masks.shape[1]
+    inside = (line >= 0) & (line < side) & (column >= 0) & (column < side)
+    index = line.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+    target = masks.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+    return crop, target * inside

@@ -1,0 +1,238 @@
+"""The student: geometry of its crops by hand and against the reference, and what it may and may not look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from refusal import refused
+from tiny import SIZES, tiny_set, write_folder
+
+from hmg_gpu import own_masks
+from hmg_gpu import student as module
+from hmg_gpu.data import ImageSet, load_folder
+from hmg_gpu.own_masks import masks_around
+from hmg_gpu.student import (
+    Student,
+    StudentSettings,
+    choose,
+    gather,
+    normalise,
+    paste,
+    train_student,
+    unturn,
+)
+
+QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4)
+
+
+def test_the_point_stays_where_it_is_in_every_view() -> None:
+    """A crop of each view, brought back, shows the pixels around the point in the image's own directions."""
+    image = torch.arange(40 * 50.0).view(1, 40, 50)
+    points = torch.tensor([[0, 20, 17], [0, 14, 30]])
+    sizes = torch.tensor([[40, 50]])
+    for view in range(8):
+        turn = torch.tensor([view & 1, view >> 1 & 1, view >> 2]).expand(2, 3)
+        crops = gather(image, points, sizes, 16, turn)
+        assert crops.shape == (2, 16, 16) and torch.equal(crops[:, 8, 8], image[0, points[:, 1], points[:, 2]])
+        for crop, (_, y, x) in zip(unturn(crops, view, 7), points.tolist(), strict=True):
+            assert torch.equal(crop, image[0, y - 7 : y + 8, x - 7 : x + 8])
+
+
+def test_beyond_the_image_its_border_repeats_and_padding_is_never_read() -> None:
+    image = torch.full((1, 9, 9), 99.0)
+    image[0, :4, :5] = torch.arange(20.0).view(4, 5)
+    crop = gather(image, torch.tensor([[0, 3, 0]]), torch.tensor([[4, 5]]), 16, torch.zeros(1, 3))[0]
+    wanted = np.pad(np.arange(20.0).reshape(4, 5), ((5, 4), (8, 3)), mode="edge")  # rows -5 .. 7, columns -8 .. 7
+    assert torch.equal(crop[8 - 8 :], torch.from_numpy(np.pad(wanted, ((0, 3), (0, 0)), mode="edge"))[:16].float())
+
+
+@pytest.mark.parametrize(("extent", "half_width"), [(5, 4), (12, 2), (2, 6)])
+def test_the_teacher_is_pmg_of_each_point_alone(extent: int, half_width: int, rng: np.random.Generator) -> None:
+    """Points in the corners and on the borders of images of different sizes, the window cut off and not."""
+    data = tiny_set()
+    points = torch.tensor(
+        [(i, y, x) for i, (h, w) in enumerate(SIZES) for y, x in ((0, 0), (h - 1, w - 1), (h // 2, 0), (9, 11))]
+    )
+    for radius in (4, 14):
+        found = masks_around(replace(data, points=points), radius, extent=extent, half_width=half_width, alpha=0.3)
+        for own, (image, y, x) in zip(found.numpy(), points.tolist(), strict=True):
+            height, width = SIZES[image]
+            pixels = data.images[image, :height, :width].numpy()
+            wanted = reference.point_to_mask(pixels, [(y, x)], extent, half_width, 0.3)
+            wanted = np.pad(wanted, radius)[y : y + 2 * radius + 1, x : x + 2 * radius + 1]
+            assert np.array_equal(own, wanted)
+    assert masks_around(replace(data, points=points[:0]), 5, extent=9).shape == (0, 11, 11)
+
+
+def test_gain_and_offset_do_not_matter_and_nothing_is_ever_nan(rng: np.random.Generator) -> None:
+    crops = torch.from_numpy(rng.integers(0, 200, (3, 16, 16))).float()
+    crops[0, 8, 8] = 255
+    assert torch.equal(normalise(crops), normalise(crops * 4 + 1024))
+    seen = normalise(crops)
+    assert seen.shape == (3, 3, 16, 16) and float(seen[0, 0, 8, 8]) == 1 and float(seen[0, 0].median()) == 0
+    dark = crops.clone()
+    dark[:, 6:11, 6:11] = 0  # a point no brighter than its surroundings
+    for odd in (dark, torch.zeros(1, 16, 16), torch.full((1, 16, 16), 65535.0)):
+        assert bool(normalise(odd).isfinite().all())
+
+
+def test_which_mask_a_point_gets_by_hand() -> None:
+    """Around the centre of 9 x 9: nothing; a blob at the point; one beside it only; one that reaches the edge."""
+    probabilities = torch.zeros(4, 9, 9)
+    probabilities[1, 3:6, 4] = 0.9
+    probabilities[1, 0:2, 0] = 0.9  # another target: not this point's
+    probabilities[2, 0:2, 6:8] = 0.9
+    probabilities[3, 4, 4:] = 0.9
+    fallback = torch.zeros(4, 9, 9, dtype=torch.bool)
+    fallback[:, 4, 4] = True
+    own = choose(probabilities, fallback)
+    assert own[1].nonzero().tolist() == [[3, 4], [4, 4], [5, 4]]
+    for row in (0, 2, 3):
+        assert torch.equal(own[row], fallback[row])
+
+
+def test_masks_are_united_within_their_images_only() -> None:
+    own = torch.ones(3, 3, 3, dtype=torch.bool)
+    own[2] = False
+    points = torch.tensor([[0, 0, 0], [1, 2, 3], [1, 1, 1]])
+    found = paste(own, points, (2, 5, 6), torch.tensor([[5, 6], [3, 4]]))
+    wanted = torch.zeros(2, 5, 6, dtype=torch.bool)
+    wanted[0, :2, :2] = wanted[1, 1:3, 2:4] = True  # the second image's valid area ends at (3, 4)
+    assert torch.equal(found, wanted)
+
+
+def test_a_lesson_shows_the_teachers_mask_where_the_crop_shows_the_target() -> None:
+    """Image and mask hold the same values, so crop and target agree pixel by pixel, however shifted and turned."""
+    generator = torch.Generator().manual_seed(0)
+    settings = StudentSettings(crop=16, shift=3)
+    reach = settings.radius + settings.shift
+    image = (torch.rand(1, 60, 60, generator=generator) < 0.5).float()
+    points = torch.tensor([[0, 25, 31], [0, 30, 22]]).repeat(8, 1)
+    data = ImageSet(["a"], image, torch.tensor([[60, 60]]), points)
+    teacher = torch.stack([image[0, y - reach : y + reach + 1, x - reach : x + reach + 1] for _, y, x in points]) > 0
+    turn = torch.tensor([[v & 1, v >> 1 & 1, v >> 2] for v in range(8)]).repeat_interleave(2, 0)
+    noise = torch.rand(16, 49, generator=generator)
+    crop, target = module._lesson(data, teacher, settings, torch.arange(16), turn, noise)
+    # One row and one column of an even crop may lie beyond the teacher's window.
+    assert torch.equal(crop[:, 1:-1, 1:-1], target[:, 1:-1, 1:-1].float())
+    centres = crop[:, 8, 8]
+    at_point = image[0, points[:, 1], points[:, 2]]
+    assert bool(((centres == 1) | (at_point == 0)).all())  # the centre moved within the mask
+    flat = StudentSettings(crop=16, shift=0)
+    crop, _ = module._lesson(data, teacher[:, 3:-3, 3:-3], flat, torch.arange(16), turn, noise[:, :1])
+    assert torch.equal(crop[:, 8, 8], at_point)
+
+
+def test_the_student_outgrows_a_teacher_that_errs_at_random() -> None:
+    """A quarter of the pixels in and around every target wrong in the teacher's masks: the student smooths that out."""
+    data = tiny_set(tuple((40, 44) for _ in range(40)), seed=5)
+    truth = data.masks
+    settings = StudentSettings(crop=24, shift=2, steps=60, batch_size=20)
+    reach = settings.radius + settings.shift
+    offset = torch.arange(-reach, reach + 1) + reach
+    padded = torch.nn.functional.pad(truth, (reach,) * 4)
+    rows, columns = data.points[:, 1, None] + offset, data.points[:, 2, None] + offset
+    exact = padded[data.points[:, 0, None, None], rows[:, :, None], columns[:, None, :]]
+    around = torch.nn.functional.max_pool2d(exact[:, None].float(), 3, 1, 1)[:, 0] > 0
+    wrong = torch.rand(exact.shape, generator=torch.Generator().manual_seed(0)) < 0.25
+    teacher = exact ^ (wrong & around)
+    data.masks = None
+    learned = train_student(data, settings=settings, teachers=[teacher])
+    fallback = teacher[:, 2:-2, 2:-2]
+
+    def iou(own: torch.Tensor) -> float:
+        mask = paste(own, data.points, data.images.shape, data.sizes)
+        return float((mask & truth).sum() / (mask | truth).sum())
+
+    before, after = iou(fallback), iou(choose(learned.probabilities(data.images, data.points), fallback))
+    assert before < 0.75 and after > before + 0.05, (before, after)
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_random_state_alone() -> None:
+    data = tiny_set()
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    first, second = (train_student(data, extent=8, settings=QUICK) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    other = train_student(data, extent=8, settings=replace(QUICK, seed=1))
+    probabilities = [one.probabilities(data.images, data.points, sizes=data.sizes) for one in (first, second, other)]
+    assert torch.equal(probabilities[0], probabilities[1]) and not torch.equal(probabilities[0], probabilities[2])
+
+
+def test_batches_of_points_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_set()
+    learned = train_student(data, extent=8, settings=QUICK)
+    whole = learned.probabilities(data.images, data.points, sizes=data.sizes)
+    fallback = masks_around(data, QUICK.radius, extent=8)
+    monkeypatch.setattr(module, "NETS", 2)
+    monkeypatch.setattr(own_masks, "_GROUP_PIXELS", 1)
+    torch.testing.assert_close(learned.probabilities(data.images, data.points, sizes=data.sizes), whole)
+    again = masks_around(data, QUICK.radius, extent=8)
+    assert torch.equal(again, fallback)
+
+
+def test_rounds_members_and_several_sets() -> None:
+    settings = replace(QUICK, rounds=2, members=2)
+    seen = []
+    sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
+    learned = train_student(sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place))
+    assert seen == [(step, 12) for step in range(1, 13)] and len(learned.networks) == 2
+    found = learned.masks(
+        sets[0].images,
+        sets[0].points,
+        masks_around(sets[0], settings.radius, extent=8),
+        sizes=sets[0].sizes,
+    )
+    assert found.shape == sets[0].images.shape
+    assert bool(found[sets[0].points[:, 0], sets[0].points[:, 1], sets[0].points[:, 2]].any())
+
+
+def test_no_mask_file_is_opened(tmp_path: Path) -> None:
+    """Every mask of the folder is damaged, and none may be read: the way from a folder to a student's masks."""
+    root = write_folder(tmp_path / "tiny")
+    for mask in (root / "masks").iterdir():
+        mask.write_bytes(b"no image")
+    data = load_folder(root, "train", masks=False)
+    assert data.masks is None
+    train_student(data, extent=8, settings=QUICK)
+
+
+def test_ground_truth_in_memory_does_not_matter() -> None:
+    with_truth, without = tiny_set(), tiny_set()
+    without.masks = None
+    with_truth.masks = ~with_truth.masks
+    first, second = (train_student(data, extent=8, settings=QUICK) for data in (with_truth, without))
+    for a, b in zip(first.networks[0].parameters(), second.networks[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
+    data = tiny_set()
+    learned = train_student(data, extent=8, settings=replace(QUICK, members=2))
+    learned.save(tmp_path / "student.safetensors", {"about": "test"})
+    again = Student.load(tmp_path / "student.safetensors")
+    assert again.settings == learned.settings
+    first, second = (one.probabilities(data.images, data.points, sizes=data.sizes) for one in (learned, again))
+    assert torch.equal(first, second)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    refused(lambda: StudentSettings(crop=30), "crop = 30", "multiple of 4")
+    refused(lambda: StudentSettings(steps=0), "steps = 0", "at least 1")
+    refused(lambda: StudentSettings(averaging=1.0), "averaging = 1.0")
+    empty = tiny_set()
+    empty.points = empty.points[:0]
+    refused(lambda: train_student(empty), "no point label")
+    refused(lambda: Student.load(tmp_path / "no.safetensors"), "no such checkpoint")
+    path = tmp_path / "student.safetensors"
+    learned = train_student(tiny_set(), extent=8, settings=QUICK)
+    learned.save(path, {"student": {"crop": 24}})
+    refused(lambda: Student.load(path), str(path), "holds no student of this version")
+    learned.networks[0].head.bias.data.fill_(float("nan"))
+    learned.save(path)
+    refused(lambda: Student.load(path), str(path), "weights of member 0")
