@@ -33,7 +33,8 @@ def point_to_box(
         e = outer end of the contiguous run of D > T that holds the largest D
         boundary = first k with vavg[k] <= vavg[e + 1], included in the box
 
-    A flat profile (no D > T) ends at the point; one of fewer than three pixels (point at the border) at its last pixel.
+    A flat profile (no D > T) ends at the point, and so does a region that holds NaN or Inf; one of fewer than three
+    pixels (point at the border) ends at its last pixel.
     Where the text leaves room these are the readings that gave the best masks on real data. Both comparisons are
     made without division (D * n > sum of D, sums in place of means), so integer intensities decide exactly on every
     device.
@@ -73,7 +74,8 @@ def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 
 
     P_g takes the whole box; P_v the parts above and below the point, P_h those to its left and right, each part with
     its own Min, Max and sigma. The row (column) of the point belongs to both parts and gets the mean of the two values.
-    A part without contrast gives 0.5. Points of one image are united.
+    A part without contrast gives 0.5. A box that holds NaN or Inf makes a mask of its point alone. Points of one image
+    are united.
 
     Args:
         images: float32 or uint8 [B, H, W], intensities as they come.
@@ -209,6 +211,7 @@ def _search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes:
     threshold = vsum.gather(-1, border)
     boundary = torch.where((vsum <= threshold) & (steps <= reach), steps, extent).amin(-1)  # [P, 4]
     flat = largest * reach.to(total.dtype) <= total
+    flat |= ~vsum.sum(-1, keepdim=True).isfinite()  # beyond `reach` vsum repeats what the region holds
     boundary = torch.where(flat[..., 0], 0, boundary)
     boundary = torch.where(reach[..., 0] < 2, reach[..., 0], boundary)
 
@@ -313,6 +316,11 @@ def _normalise_directions(
     score += _two_parts(window, part(by_row, in_columns, before), part(by_row, in_columns, after), radius)  # q_v
     left, right = part(by_column, in_rows, before), part(by_column, in_rows, after)
     score += _two_parts(window.mT, left, right, radius).mT  # q_h
+    finite = by_row[2].sum(1).isfinite()  # [P]
+    if not can_read(finite) or not bool(finite.all()):
+        # All of such a box is NaN by now: P = 0.5 at the point, 0 elsewhere.
+        is_point = ((offsets == 0)[:, None] & (offsets == 0)).to(score.dtype)
+        score = torch.where(finite[:, None, None], score, 3 * (is_point - 1))
     return score, inside, position
 
 

@@ -47,7 +47,9 @@ def boundary(
     edge = tl.minimum(edge, reach)
     threshold = tl.sum(tl.where(k == edge, vsum, 0.0), axis=0)
     found = tl.min(tl.where((vsum <= threshold) & (k <= reach), k, ALONG), axis=0)
-    found = tl.where(largest.to(tl.float64) * reach.to(tl.float64) <= total, 0, found)  # flat profile
+    # A flat profile, and a region that holds NaN or Inf, end at the point.
+    finite = tl.abs(tl.sum(vsum, axis=0)) < float("inf")
+    found = tl.where((largest.to(tl.float64) * reach.to(tl.float64) > total) & finite, found, 0)
     return tl.where(reach < 2, reach, found)  # fewer than three pixels: the last
 
 
@@ -139,6 +141,9 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
         # P_f = 0.5 + score / 6, so P_f >= 0.5 is a sign.
         tl.store(mask + at, tl.full((ROWS, COLUMNS), 1, tl.uint8), mask=inside & (score >= 0))
         start += ROWS
+    # NaN or Inf in the box make every score NaN: nothing was written, the point alone is.
+    finite = tl.abs(tl.sum(all_sum, axis=0)) < infinity
+    tl.store(mask + y * width + x, tl.full((), 1, tl.uint8), mask=~finite)
 
 
 @triton.jit(do_not_specialize=["images", "height", "extent", "half_width", "alpha_bits"])

@@ -128,14 +128,17 @@ def expected_counts(prediction, target, distance):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_detections(seed: int) -> None:
+    """200 pairs, four to a launch."""
     rng = np.random.default_rng(seed)
     for case in range(5):
-        shape = random_shape(rng)
-        target = random_mask(rng, shape)
-        prediction = target ^ (rng.random(shape) < 0.05)  # the same targets, shifted, split and joined
+        largest = 40 if case == 0 else 16  # a program takes the interpreter long, and a large image takes many
+        targets = [random_mask(rng, random_shape(rng, largest)) for _ in range(4)]
+        # The same targets, shifted, split and joined.
+        predictions = [target ^ (rng.random(target.shape) < 0.05) for target in targets]
         distance = float(rng.choice([0.8, 2.7, 5.3]))
-        found = counts_of([prediction], [target], distance=distance, seed=case)
-        assert found[0].tolist() == expected_counts(prediction, target, distance)
+        found = counts_of(predictions, targets, distance=distance, seed=case)
+        pairs = zip(predictions, targets, strict=True)
+        assert found.tolist() == [expected_counts(*pair, distance) for pair in pairs]
 
 
 def test_detections_of_images_of_different_size(rng) -> None:

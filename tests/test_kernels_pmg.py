@@ -66,12 +66,14 @@ def check(images, points_of_images, *, integer: bool, seed=0, **settings):
 
 @pytest.mark.parametrize("kind", INTEGER_KINDS + FLOAT_KINDS)
 def test_scenes(kind: str) -> None:
-    """Ten kinds of scene, each over two shapes and two points beyond the corners and borders: 200 points."""
+    """Ten kinds of scene over ten shapes, twice: 200 scenes in pairs of one shape or of two, 300 points."""
     for number, shape in enumerate(SCENE_SHAPES):
         rng = np.random.default_rng([number, len(kind)])
-        points = scene_points(rng, shape, 3)
-        kept = [points[i] for i in rng.permutation(len(points))[:2]]
-        check([scene(rng, shape, kind)], [kept], integer=kind in INTEGER_KINDS, seed=number, **SETTINGS[number % 2])
+        shapes = (shape, shape if number % 3 else shape[::-1])
+        images = [scene(rng, each, kind) for each in shapes]
+        points = [scene_points(rng, each, 3) for each in shapes]
+        kept = [[own[i] for i in rng.permutation(len(own))[:count]] for own, count in zip(points, (2, 1), strict=True)]
+        check(images, kept, integer=kind in INTEGER_KINDS, seed=number, **SETTINGS[number % 2])
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -88,6 +90,21 @@ def test_images_of_different_size_and_points_that_overlap(rng) -> None:
 def test_one_large_image(rng) -> None:
     image = scene(rng, (512, 512), "bytes")
     check([image], [[(0, 0), (511, 511), (256, 255), (100, 400)]], integer=True, **SETTINGS[0])
+
+
+@pytest.mark.parametrize("values", [(np.nan,), (np.inf, -np.inf, np.nan)], ids=str)
+@pytest.mark.parametrize("share", [0.002, 0.1])
+def test_broken_pixels(values: tuple[float, ...], share: float, rng) -> None:
+    """As hmg_gpu.pmg: no box leaves its image, and no point loses its mask."""
+    image = torch.from_numpy(np.stack([scene(rng, (40, 50), "bytes") for _ in range(3)]))
+    broken = torch.from_numpy(rng.random((40, 50)) < share)
+    image[1] = torch.where(broken, torch.from_numpy(rng.choice(np.float32(values), (40, 50))), image[1])
+    image[1, 20, 25] = values[0]
+    points = point_rows([[(20, 25)], [(20, 25), (0, 0), (20, 26), (33, 4)], [(20, 25)]])
+    boxes, mask = run(image, points)
+    assert boxes.equal(pmg._point_to_box(image, points, 25, 4, None))
+    assert mask.equal(pmg._paint(image, points, boxes, 25, 0.15, soft=False))
+    assert mask[1, 20, 25]
 
 
 def test_bytes_equal_floats(rng) -> None:
