@@ -302,9 +302,22 @@ def time_step(_quick: bool) -> dict:
     return {"training step": training, "update": ours, "share": ours["median_ms"] / training["median_ms"]}
 
 
+def time_cases(quick: bool) -> dict:
+    """The cases of ``python -m bench`` with their rows on this device, each checked before it is timed."""
+    from bench.cases import CASES
+    from bench.measure import exponents, faults, run_case
+
+    chosen = [case for case in CASES if not (quick and (case.axis or case.long))]
+    figures = [figure for case in chosen for figure in run_case(case, seconds=1 if quick else 3, gpu="cuda")]
+    wrong = faults(figures)
+    if wrong:
+        raise RuntimeError("\n".join(wrong))
+    return {"exponents": exponents(figures), "figures": figures}
+
+
 CHECKS = (
     check_tests, check_synchronisation, check_graphs, check_repeats, check_sanitizer,
-    time_update, time_densities, time_pmg, time_step,
+    time_update, time_densities, time_pmg, time_step, time_cases,
 )  # fmt: skip
 
 
