@@ -1,6 +1,7 @@
 """Train a detector from one point per target (HMG, both stages): python train.py [--data FOLDER] [options].
 
 Without --data it runs on embedded synthetic scenes. Ends with the table of the masks, the test metrics, and pictures.
+On several GPUs: torchrun --nproc-per-node N train.py [options]; each process takes its part of every batch.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hmg_gpu.checkpoints import read_description
+from hmg_gpu.checkpoints import PREVIOUS, read_description, recover
 from hmg_gpu.data import write_mask
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.drawing import draw_sheet, pick_examples
 from hmg_gpu.errors import HMGError, InputError
-from hmg_gpu.files import finite, write_json, write_text
+from hmg_gpu.files import finite, remove_parts, write_json, write_text
+from hmg_gpu.parallel import Team, joined, who
 from hmg_gpu.provenance import provenance
 from hmg_gpu.report import mask_table, metrics_line, peak_memory_gb
 from hmg_gpu.training import Settings, StopRequest, Training
@@ -46,6 +48,7 @@ HELP = {
     "stage2": "continue with stage 1's weights or start from scratch",
     "update_every": "0: correct the masks once, after stage 1 (the paper); N: also every N epochs of stage 2",
     "bf16": "autocast to bfloat16",
+    "step": "eager, compile (torch.compile) or graph (CUDA graph)",
     "eval_every": "epochs between looks at the test set",
     "save_every": "epochs between checkpoints",
 }
@@ -53,12 +56,12 @@ HELP = {
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    console = Console()
     try:
-        return run(options, console)
+        with joined() as team:
+            return run(options, Console(quiet=team.rank > 0), team)
     except HMGError as error:
         # as Text: brackets in a path are no markup
-        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {who()}{error}"), soft_wrap=True)
         return 2
 
 
@@ -82,12 +85,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(options: argparse.Namespace, console: Console, team: Team) -> int:
     if options.threads is not None:
         if options.threads < 1:
             raise InputError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
+    device = pick_device(team.device(options.device))
     # Gradients far below float32's normal range carry nothing and slow the CPU down.
     torch.set_flush_denormal(True)
     given = {f.name: value for f in fields(Settings) if (value := getattr(options, f.name)) is not None}
@@ -95,6 +98,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if given or options.out:
             raise InputError("--resume takes every setting from the run; leave out the other options")
         folder = options.resume
+        skipped = team.first(lambda: take_up(folder))
+        if skipped:
+            console.print(Text(skipped, "yellow"), soft_wrap=True)
         description = read_description(folder / "last.safetensors")
         if description is None:
             raise InputError(f"{folder}: holds no run of train.py")
@@ -113,25 +119,25 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.extent is None:
             settings.extent = default_extent(train.dataset)
         folder = options.out or Path("runs") / f"{train.dataset}-{settings.model}-seed{settings.seed}"
-        if (folder / "last.safetensors").exists():
-            raise InputError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another --out")
-        if there := [name for name in ("settings.json", "log.jsonl", "results.json") if (folder / name).exists()]:
-            raise InputError(f"{folder}: holds {there[0]} but no checkpoint; remove the folder or choose another --out")
+        team.first(lambda: check_empty(folder))  # before this run's own files are there
     console.print(
         f"[bold]{escape(train.dataset)}[/]: {len(train)} training images, {len(train.points)} points"
         + ("" if test is None else f"; {len(test)} test images")
-        + f"; normalisation {train.mean:.2f} / {train.std:.2f}; {settings.model} on {device}, seed {settings.seed}",
+        + f"; normalisation {train.mean:.2f} / {train.std:.2f}; {settings.model} on {device}, seed {settings.seed}"
+        + (f"; {team.ranks} processes" if team.ranks > 1 else ""),
         highlight=False,
     )
 
     with Screen(console, folder, settings, train, test) as screen:
-        training = Training(settings, train, test, folder, screen.report)
+        first = team.rank == 0
+        training = Training(settings, train, test, folder, screen.report if first else lambda event: None, team)
         if options.resume:
             training.resume()
-            screen.forget_after(training.stage, training.epoch)
+            team.first(lambda: screen.forget_after(training.stage, training.epoch))
             console.print(f"resumed at stage {training.stage + 1}, epoch {training.epoch + 1}, step {training.step}")
         else:
-            write_json(folder / "settings.json", {"settings": asdict(settings), "versions": provenance()})
+            about = {"settings": asdict(settings), "versions": provenance()}
+            team.first(lambda: write_json(folder / "settings.json", about))
         received: list[int] = []
 
         def stop(number: int, _: object) -> None:
@@ -143,13 +149,30 @@ def run(options: argparse.Namespace, console: Console) -> int:
             results = training.run()
         except StopRequest as request:
             console.print(Text(str(request)), soft_wrap=True)
-            return 128 + received[0]  # as shells and schedulers report a process that a signal ended
+            # As shells and schedulers report a process that a signal ended; another rank may have been sent it.
+            return 128 + (received or [signal.SIGTERM])[0]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    finish(console, folder, settings, train, training, results, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    team.first(lambda: finish(console, folder, settings, train, training, results, seconds))
     return 0
+
+
+def take_up(folder: Path) -> str | None:
+    """Clear away what a killed run left half-written; a damaged newest checkpoint gives way to the one before it."""
+    if folder.is_dir():
+        remove_parts(folder)
+    return recover(folder / "last.safetensors")
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds a run or the rest of one."""
+    if (folder / "last.safetensors").exists():
+        raise InputError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another --out")
+    if there := [name for name in ("settings.json", "log.jsonl", "results.json") if (folder / name).exists()]:
+        raise InputError(f"{folder}: holds {there[0]} but no checkpoint; remove the folder or choose another --out")
 
 
 def pick_device(name: str) -> torch.device:
@@ -176,6 +199,7 @@ def finish(
         write_mask(folder / "masks_hybrid" / f"{name}.png", training.masks[index, :height, :width].cpu())
     summary = training.describe() | {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
     write_json(folder / "results.json", summary)
+    (folder / PREVIOUS).unlink(missing_ok=True)
     if "masks" in results:
         console.print(mask_table(f"Masks of the {len(train)} training images", results["masks"]))
     tests = {name: results[name] for name in ("stage 1", "stage 2") if name in results}

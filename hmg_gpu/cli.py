@@ -9,7 +9,6 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,35 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .bulk import SUMMARY, Journal, Source, missing, open_source, take_up, unfinished
 from .coco import FORMS, write_coco
 from .components import connected_components
 from .data import (
     ImageSet,
     PointReport,
     check_points,
-    find_images,
-    load_images,
-    read_points,
+    read_mask,
     store_splits,
     write_mask,
 )
-from .data.images import map_files, read_header
+from .data.images import map_files
 from .data.points import READERS
+from .data.prefetch import prefetch
 from .data.source import default_extent
 from .data.store import iterate_store, pack_folder
 from .drawing import draw_sheet
 from .errors import HMGError, InputError
 from .evaluation import check_device, load_network
 from .extent import FALLBACK, MAX_POINTS, MIN_POINTS, choose_extent
-from .files import write_json
+from .files import file_digest, write_json
 from .inference import PADDINGS
 from .inspection import FINDINGS, NOT_COUNTED, inspect_folder
-from .prediction import Images, predict_masks
+from .parallel import Team, joined, who
+from .prediction import predict_masks
 from .provenance import provenance
 from .report import bar, peak_memory_gb, say
 from .size_classes import SIZE_CLASSES
 
-SUMMARY = "hmg.json"  # beside the masks: how they were made
 SAMPLE_PIXELS = 2**26  # held at once while the extent is chosen
 SHEET = 8  # images on an overlay sheet
 
@@ -63,10 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options, console)
     except HMGError as error:
         # as Text: brackets in a path are no markup
-        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {who()}{error}"), soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; files that were written are whole")
+        more = "; --resume goes on from here" if options.command is masks else ""
+        Console(stderr=True).print(f"stopped; files that were written are whole{more}", soft_wrap=True)
         return 130
 
 
@@ -75,57 +75,95 @@ def main(arguments: list[str] | None = None) -> int:
 
 def masks(options: argparse.Namespace, console: Console) -> int:
     """Masks as PNG from images and points (PMG), with --checkpoint corrected by a network (hybrid masks)."""
+    with (
+        joined() as team,
+        open_source(options.images, options.points, options.format, options.split) as source,
+    ):
+        console.quiet = team.rank > 0
+        return _make_masks(options, console, team, source)
+
+
+def _make_masks(options: argparse.Namespace, console: Console, team: Team, source: Source) -> int:
+    """The parts of a team's member; the images of a part are one batch, whoever makes it."""
     started = time.perf_counter()
-    check_device(options.device)
-    source, sizes, report = _open(options, console)
+    device = team.device(options.device)
+    check_device(device)
+    names, out = source.names, options.out
+    twice, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{options.images}: {count} images are called {twice}; rename: points and masks go by stem")
+    team.first(lambda: _check_out(options, names))
+    report = check_points(source.points, names, source.sizes)
+    if len(report.without_points) == len(names):
+        raise InputError(f"{options.points}: no point in any of the {len(names)} images; export the annotations again")
     pmg = {"half_width": options.half_width, "alpha": options.alpha}
     with console.status("choosing the extent"):
-        pmg["extent"], why = _pick_extent(options, source, sizes, pmg)
+        pmg["extent"], why = team.first(lambda: _pick_extent(options, source, device, pmg))
     say(console, f"extent {pmg['extent']} pixels ({why})")
     network, used = None, {}
     if options.checkpoint:
         network = load_network(
             options.checkpoint,
-            source.normalisation,
+            lambda: team.first(source.normalisation),
             normalisation=options.normalisation,
             padding=options.padding,
             threshold=options.threshold,
-            device=options.device,
+            device=device,
         )
-        used = {"radius": options.radius, "network": network.about()}
-
+        used = {"radius": options.radius, "network": network.about(), "weights": file_digest(options.checkpoint)}
     kind = "hybrid" if network else "initial"
-    totals = dict.fromkeys(("images", "components", "foreground", "pixels"), 0)
-    with ExitStack() as stack:
-        coco = None
-        if options.coco:
-            files = [path.name for path in source.paths]
-            coco = stack.enter_context(write_coco(options.out / "coco.json", files, sizes, options.coco))
-        advance = stack.enter_context(bar(console, "masks", len(source.paths)))
-        sets = (batch.to(options.device) for batch in source.batches(network and network.normalisation))
-        for data, found in predict_masks(sets, network, True, pmg, options.radius):
-            found, done = found.cpu(), totals["images"]
-            _write_masks(options.out, data, found)
-            if coco:
-                for row, (height, width) in enumerate(data.sizes.tolist()):
-                    coco.add(done + row + 1, found[row, :height, :width])
+    about = {"kind": kind, "settings": pmg | used, "batch": options.batch, "overlays": options.overlays}
+    about |= source.digest()
+
+    parts = [range(first, min(first + options.batch, len(names))) for first in range(0, len(names), options.batch)]
+    known = team.first(lambda: take_up(out, about, names, options.coco)) if options.resume else []
+    if known is None:
+        say(console, f"{out}: complete already, nothing to do")
+        return 0
+    done = {part: counts for part, counts in known if missing(out, [names[row] for row in parts[part]]) is None}
+    mine = range(len(parts))[team.rank :: team.ranks]
+    todo = [part for part in mine if part not in done]
+    journal = Journal(out, about, team.rank, {part: done[part] for part in mine if part in done})
+    totals = [sum(column) for column in zip((0,) * 4, *journal.lines.values(), strict=True)]
+    made = 0
+    with bar(console, "masks", sum(len(parts[part]) for part in todo)) as advance:
+        sets = prefetch(source.read(parts[part], network and network.normalisation).to(device) for part in todo)
+        for part, (data, found) in zip(todo, predict_masks(sets, network, True, pmg, options.radius), strict=True):
+            found = found.cpu()
+            counts = [len(data), len(connected_components(found)), int(found.sum()), int(data.host_sizes.prod(1).sum())]
+            journal.begin()
             if options.overlays:
-                _write_overlays(options.out / "overlays", data.to("cpu"), {kind: found}, done)
-            totals["images"] += len(data)
-            totals["components"] += len(connected_components(found))
-            totals["foreground"] += int(torch.count_nonzero(found))
-            totals["pixels"] += int(data.sizes.prod(1).sum())
+                _write_overlays(out / "overlays", data.to("cpu"), {kind: found}, parts[part][0])
+            _write_masks(out, data, found)
+            journal.add(part, counts)
+            totals = [total + count for total, count in zip(totals, counts, strict=True)]
+            made += len(data)
             advance(len(data))
+
+    *sums, made = team.add(torch.tensor([*totals, made])).tolist()  # no rank goes on before all have written
+    totals = dict(zip(("images", "components", "foreground", "pixels"), sums, strict=True))
     seconds = time.perf_counter() - started
     totals |= {"points": sum(map(len, source.points.values())), "seconds": seconds, "peak_memory_gb": peak_memory_gb()}
     totals |= {
-        "images_per_second": totals["images"] / seconds,
-        "megapixels_per_second": totals["pixels"] / seconds / 1e6,
+        "images_per_second": made / seconds,
+        "megapixels_per_second": totals["pixels"] / totals["images"] * made / seconds / 1e6,
     }
     how = {"kind": kind, "dataset": source.dataset, "points_from": str(options.points), "extent": why}
-    how |= {"settings": pmg | used, "device": options.device, "versions": provenance()}
-    write_json(options.out / SUMMARY, how | totals)
-    console.print(_summary(f"{kind} masks in {options.out}", totals, report))
+    how |= {"settings": pmg | used, "device": options.device, "ranks": team.ranks, "versions": provenance()}
+
+    def finish() -> None:
+        if options.coco:
+            with write_coco(out / "coco.json", source.files, source.sizes, options.coco) as coco:
+                for part in parts:
+                    found = map_files(read_mask, [out / f"{names[row]}.png" for row in part])
+                    for row, mask in zip(part, found, strict=True):
+                        coco.add(row + 1, torch.from_numpy(mask))
+        write_json(out / SUMMARY, how | totals | {"run": about})
+        for path in unfinished(out):
+            path.unlink()
+
+    team.first(finish)
+    console.print(_summary(f"{kind} masks in {out}", totals, report))
     return 0
 
 
@@ -186,23 +224,6 @@ def check(options: argparse.Namespace, console: Console) -> int:
 # --- what the commands share -----------------------------------------------------------------------------------------
 
 
-def _open(options: argparse.Namespace, console: Console) -> tuple[Images, list[tuple[int, int]], PointReport]:
-    """The images and their points, the images' sizes, and what is odd about the points."""
-    paths = find_images(options.images)
-    names = [path.stem for path in paths]
-    twice, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{options.images}: {count} images are called {twice}; rename: points and masks go by stem")
-    _check_out(options, names)
-    with console.status("reading sizes and points"):
-        sizes = [header[:2] for header in map_files(read_header, paths)]
-        points = read_points(options.points, options.format, names, sizes)
-    report = check_points(points, names, sizes)
-    if len(report.without_points) == len(names):
-        raise InputError(f"{options.points}: no point in any of the {len(names)} images; export the annotations again")
-    return Images(paths, points, options.batch), sizes, report
-
-
 def _summary(title: str, totals: dict[str, float], report: PointReport) -> Table:
     table = Table(title=Text(title), show_header=False)
     table.add_column()
@@ -227,30 +248,28 @@ def _check_out(options: argparse.Namespace, names: Sequence[str]) -> None:
     if options.out.exists() and options.out.resolve() in (options.images.resolve(), options.points.resolve()):
         raise InputError(f"{options.out}: holds the input; choose another --out")
     there = next((name for name in names if (options.out / f"{name}.png").exists()), None)
-    if there is not None and not (options.out / SUMMARY).exists():
+    if there is not None and not unfinished(options.out) and not (options.out / SUMMARY).exists():
         raise InputError(
             f"{options.out}: holds {there}.png, which hmg-gpu did not write; choose an empty folder for --out"
         )
 
 
-def _pick_extent(
-    options: argparse.Namespace, source: Images, sizes: Sequence[tuple[int, int]], pmg: dict[str, float]
-) -> tuple[int, str]:
+def _pick_extent(options: argparse.Namespace, source: Source, device: str, pmg: dict[str, float]) -> tuple[int, str]:
     """L_ep and where it comes from."""
     if options.extent != "auto":
         return options.extent, "as given"
-    paths, points = source.paths, source.points
-    marked = [row for row, path in enumerate(paths) if len(points[path.stem])]
-    total = sum(len(points[paths[row].stem]) for row in marked)
+    names, sizes, points = source.names, source.sizes, source.points
+    marked = [row for row, name in enumerate(names) if len(points[name])]
+    total = sum(len(points[names[row]]) for row in marked)
     if total < MIN_POINTS:
         extent = default_extent(source.dataset)
-        source = "the paper's for this data set" if extent != FALLBACK else "the paper's for most data sets"
-        return extent, f"{source}; {total} points are too few to choose by"
+        why = "the paper's for this data set" if extent != FALLBACK else "the paper's for most data sets"
+        return extent, f"{why}; {total} points are too few to choose by"
     tallest, widest = (max(sizes[row][axis] for row in marked) for axis in (0, 1))
     count = max(1, min(len(marked), SAMPLE_PIXELS // (tallest * widest), MAX_POINTS * len(marked) // total))
     chosen = [marked[round(step)] for step in np.linspace(0, len(marked) - 1, count)]
-    part = load_images([paths[row] for row in dict.fromkeys(chosen)], points=points, normalisation=(0.0, 1.0))
-    extent = choose_extent(part.to(options.device), **pmg)
+    part = source.read(list(dict.fromkeys(chosen)))
+    extent = choose_extent(part.to(device), **pmg)
     return extent, f"chosen from {len(part.points)} points in {len(part)} images: masks change least beyond it"
 
 
@@ -301,10 +320,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         return one
 
     one = add(masks, "--images frames --points clicks.csv --out frames_masks")
-    one.add_argument("--images", type=Path, required=True, metavar="DIR", help="PNG, TIFF, BMP or JPEG, 8 or 16 bits")
-    one.add_argument("--points", type=Path, required=True, metavar="PATH", help=f"file or folder: {', '.join(READERS)}")
+    one.add_argument("--images", type=Path, required=True, metavar="PATH", help="folder of images, or a packed .h5")
+    one.add_argument("--split", help="of a packed .h5 (default: train, or the only one)")
+    text = f"file or folder: {', '.join(READERS)}; of a packed .h5 also a name such as masks_centroid"
+    one.add_argument("--points", type=Path, required=True, metavar="PATH", help=text)
     one.add_argument("--format", choices=READERS, help="of the points (default: by their content)")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="NAME.png for each image, 0 and 255")
+    one.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out, or begin one")
     one.add_argument("--coco", choices=FORMS, help="also write coco.json")
     one.add_argument("--overlays", action="store_true", help="also draw the masks over the images, in overlays/")
     one.add_argument("--extent", type=_extent, default="auto", help="L_ep of P2B in pixels, or auto (the default)")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
 from .data.sets import ImageSet
-from .errors import InputError
+from .errors import HMGError, InputError
+from .parallel import ALONE, Team
 
 PADDINGS = ("least", "lesps")
 
@@ -23,6 +25,25 @@ def padded_side(side: int, padding: str = "least") -> int:
     return (side // 32 + 1) * 32 if padding == "lesps" else -(-side // 32) * 32
 
 
+def share(sizes: Tensor, rank: int, ranks: int, *, batch_size: int = 8, padding: str = "least") -> list[int]:
+    """The images that one of several processes predicts: every ``ranks``-th of the batches that one alone would make.
+
+    Predicted in this order they fall into those batches again, so that every prediction has the bits of one process.
+
+    Args:
+        sizes: int64 [N, 2] on the CPU, rows (height, width).
+        rank, ranks: of the process, and how many there are.
+        batch_size, padding: as :func:`predict_logits`.
+    """
+    batches = [
+        rows[first : first + batch_size]
+        for rows in _by_padded_size(sizes, range(len(sizes)), padding).values()
+        for first in range(0, len(rows), batch_size)
+    ]
+    # A group keeps the order of its batches and only its last may be short.
+    return [row for batch in batches[rank::ranks] for row in batch]
+
+
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
@@ -33,11 +54,13 @@ def predict_logits(
     batch_size: int = 8,
     padding: str = "least",
     autocast: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a network in eval mode over a set; images that pad to the same size share a batch.
 
     Padding is zero, at the bottom and the right, after normalisation (what a padded pixel holds changes the prediction,
-    so an image is never padded further than its own size asks for).
+    so an image is never padded further than its own size asks for). Where the device has no memory for a batch, it is
+    halved until there is, with one warning. Nothing is read from the device.
 
     Args:
         model: takes float32 [B, 1, H, W] and gives logits of that shape (the last of a list of heads is used).
@@ -45,10 +68,14 @@ def predict_logits(
         mean, std: normalisation of the set the model was trained on; None: that of ``data``.
         padding: "least" or "lesps", see :func:`padded_side`.
         autocast: predict in bfloat16.
+        rows: the images to predict, such as a :func:`share`; None: all.
 
     Yields:
         (int64 [b] indices into the set on the CPU, float32 logits [b, H, W], cropped or filled up with -inf to the
         set's padded height and width).
+
+    Raises:
+        HMGError: not even one image fits into the device's memory.
     """
     if padding not in PADDINGS:
         raise InputError(f"padding {padding!r}: expected one of {', '.join(PADDINGS)}")
@@ -56,31 +83,69 @@ def predict_logits(
     std = data.std if std is None else std
     device = data.images.device
     _, height, width = data.images.shape
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for index, (h, w) in enumerate(data.sizes.tolist()):
-        shapes.setdefault((padded_side(h, padding), padded_side(w, padding)), []).append(index)
+    groups = _by_padded_size(data.host_sizes, range(len(data)) if rows is None else rows, padding)
+    order = torch.tensor([row for members in groups.values() for row in members], dtype=torch.int64)
+    there = to_device(order, device)  # all indices in one copy
+
+    def forward(index: Tensor, tall: int, wide: int) -> Tensor:
+        group = data.images[index, :tall, :wide].float()
+        size = data.sizes[index]  # [b, 2]
+        down = torch.arange(group.shape[1], device=device)[None, :, None] < size[:, 0, None, None]
+        across = torch.arange(group.shape[2], device=device)[None, None, :] < size[:, 1, None, None]
+        batch = torch.zeros(len(index), 1, tall, wide, device=device)
+        batch[:, 0, : group.shape[1], : group.shape[2]] = torch.where(down & across, (group - mean) / std, 0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            output = model(batch)
+        if isinstance(output, (list, tuple)):
+            output = output[-1]
+        logits = torch.full((len(index), height, width), -torch.inf, device=device)
+        tall_kept, wide_kept = min(tall, height), min(wide, width)
+        logits[:, :tall_kept, :wide_kept] = output[:, 0, :tall_kept, :wide_kept].float()
+        return logits
 
     was_training = model.training
     model.eval()
     try:
-        for (tall, wide), members in shapes.items():
-            for chunk in torch.tensor(members).split(batch_size):
-                group = data.images[chunk.to(device), :tall, :wide].float()
-                size = data.sizes[chunk.to(device)]  # [b, 2]
-                rows = torch.arange(group.shape[1], device=device)[None, :, None] < size[:, 0, None, None]
-                columns = torch.arange(group.shape[2], device=device)[None, None, :] < size[:, 1, None, None]
-                batch = torch.zeros(len(chunk), 1, tall, wide, device=device)
-                batch[:, 0, : group.shape[1], : group.shape[2]] = torch.where(rows & columns, (group - mean) / std, 0)
-                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    output = model(batch)
-                if isinstance(output, (list, tuple)):
-                    output = output[-1]
-                logits = torch.full((len(chunk), height, width), -torch.inf, device=device)
-                tall_kept, wide_kept = min(tall, height), min(wide, width)
-                logits[:, :tall_kept, :wide_kept] = output[:, 0, :tall_kept, :wide_kept].float()
-                yield chunk, logits
+        first = failed = 0
+        for (tall, wide), members in groups.items():
+            end = first + len(members)
+            while first < end:
+                last = min(first + batch_size, end)
+                try:
+                    logits = forward(there[first:last], tall, wide)
+                except torch.OutOfMemoryError as error:
+                    failed = max(failed, last - first)
+                    batch_size = (last - first) // 2
+                    if not batch_size:
+                        raise HMGError(
+                            f"{device} has no memory for one image of {tall} x {wide}; free some, or use cpu"
+                        ) from error
+                    logits = None
+                if logits is None:  # outside the handler, which keeps the failed batch alive
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    continue
+                if failed:
+                    text = f"{device} has no memory for {failed} images of {tall} x {wide}"
+                    warnings.warn(f"{text}: predicting {batch_size} at a time", stacklevel=2)
+                    failed = 0
+                yield order[first:last], logits
+                first = last
     finally:
         model.train(was_training)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on a device, without waiting for what the device is doing."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def _by_padded_size(sizes: Tensor, rows: Iterable[int], padding: str) -> dict[tuple[int, int], list[int]]:
+    sides = sizes.tolist()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        groups.setdefault(tuple(padded_side(side, padding) for side in sides[row]), []).append(row)
+    return groups
 
 
 def predict(
@@ -89,6 +154,7 @@ def predict(
     *,
     threshold: float = 0.5,
     progress: Callable[[int], None] | None = None,
+    team: Team = ALONE,
     **settings,
 ) -> Tensor:
     """Predicted masks of a whole set: bool [N, H, W], True where the probability exceeds ``threshold``.
@@ -96,20 +162,27 @@ def predict(
     Args:
         threshold: between 0 and 1, exclusive.
         progress: called with the number of images of each finished batch.
+        team: ranks that hold the same set and network and predict a :func:`share` each; all get the bits that one
+            process alone would.
         settings: as :func:`predict_logits`.
     """
     if not 0 < threshold < 1:
         raise InputError(f"threshold {threshold}: expected a probability between 0 and 1")
     level = math.log(threshold / (1 - threshold))
+    if team.ranks > 1:
+        batches = {name: settings[name] for name in ("batch_size", "padding") if name in settings}
+        settings["rows"] = share(data.host_sizes, team.rank, team.ranks, **batches)
     prediction = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
     rows = torch.arange(prediction.shape[1], device=prediction.device)[None, :, None]
     columns = torch.arange(prediction.shape[2], device=prediction.device)[None, None, :]
     with closing(predict_logits(model, data, **settings)) as parts:  # restores the network's mode whatever happens
         for chunk, logits in parts:
-            chunk = chunk.to(prediction.device)
+            chunk = to_device(chunk, prediction.device)
             size = data.sizes[chunk]
             inside = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
             prediction[chunk] = (logits > level) & inside
             if progress is not None:
                 progress(len(chunk))
+    if team.ranks > 1:  # every image was predicted by one rank and is False on the others
+        return team.add(prediction.to(torch.uint8)) > 0
     return prediction

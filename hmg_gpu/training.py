@@ -2,11 +2,12 @@
 
 Every crop is a pure function of (seed, stage, epoch, step) and the state is saved whole, so a run that stopped anywhere
 goes on to the same bits on the same machine. Inside an epoch nothing is read from the device.
+
+Several processes (a :class:`~hmg_gpu.parallel.Team`) make the same calls; each trains on its rows of every batch.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -18,16 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import MODEL_PREFIX, load_weights, read_description, read_tensors, save_checkpoint
-from .data.batches import cut_crops, draw_epoch, mix_seed
+from .checkpoints import (
+    MODEL_PREFIX,
+    check_state,
+    keep_previous,
+    load_weights,
+    read_description,
+    read_tensors,
+    save_checkpoint,
+)
+from .data.batches import draw_epoch, mix_seed
 from .data.sets import ImageSet
 from .errors import HMGError, InputError
-from .inference import predict
-from .losses import soft_iou_loss
+from .inference import predict, to_device
 from .metrics import DetectionMetrics
 from .models import build_model
+from .parallel import ALONE, Team
 from .pmg import point_to_mask
 from .provenance import provenance
+from .step import WAYS, TrainingStep, check_step, in_channels_last, synchronised
 from .update import false_alarm_filter, retrieve_missed, update
 
 STAGES = ("stage 1", "stage 2")
@@ -55,6 +65,7 @@ class Settings:
     patch_size: int = 256
     learning_rate: float = 1e-3  # Adam, annealed by a cosine to 0 over each stage
     bf16: bool = False  # autocast to bfloat16
+    step: str = "eager"  # or "compile" (torch.compile of the network), or "graph" (the whole step as one CUDA graph)
     seed: int = 0
     eval_every: int = 50  # epochs between looks at the test set; the reported network is always the last one
     save_every: int = 5  # epochs between checkpoints
@@ -73,6 +84,7 @@ class Settings:
             "model": ("acm", "dnanet"),
             "loss": ("image", "batch"),
             "stage2": ("continue", "scratch"),
+            "step": WAYS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -105,6 +117,7 @@ class Settings:
         """Settings read from a file; unknown and missing names are refused."""
         if not isinstance(values, dict):
             raise InputError(f"settings: expected an object of names and values, got {type(values).__name__}")
+        values = {"step": "eager"} | values  # a run from before there was a choice
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
             raise InputError(
@@ -128,6 +141,9 @@ class Training:
         folder: where checkpoints go.
         report: called with every event as a dict with the key ``event``: "step" (position only), "epoch" (a row of the
             log), "message" (plain words), "masks" (table of the stage border), "test" (metrics on the test set).
+        team: the processes that share the work. Every rank holds the whole set and reports every event; rank 0 alone
+            writes files. Weights, masks and numbers are the same on all ranks, but not those of another number of
+            ranks: on the CPU batch norm sees a rank's own rows only, and dropout is drawn by every rank for itself.
     """
 
     def __init__(
@@ -137,18 +153,24 @@ class Training:
         test: ImageSet | None,
         folder: Path,
         report: Callable[[dict[str, Any]], None],
+        team: Team = ALONE,
     ):
         self.settings, self.train, self.test, self.folder, self.report = settings, train, test, folder, report
-        self.device = train.images.device
+        self.device, self.team = train.images.device, team
         if len(train) == 0:
             raise InputError(f"{train.dataset} {train.split}: no image to train on; check the split file")
         if settings.supervision == "full" and train.masks is None:
             raise InputError(f"{train.dataset}: full supervision needs ground-truth masks; use --supervision points")
         if settings.supervision == "points" and len(train.points) == 0:
             raise InputError(f"{train.dataset} {train.split}: no point label in the whole set; check --points")
+        if settings.batch_size % team.ranks or settings.batch_size < 2 * team.ranks:
+            raise InputError(
+                f"batch_size = {settings.batch_size}: expected a multiple of the {team.ranks} processes, "
+                "with at least 2 images for each"
+            )
+        check_step(settings.step, settings.loss, self.device, team)
         self.stop = False
         self.stage, self.epoch, self.step = 0, 0, 0
-        self.totals = torch.zeros(5, dtype=torch.float64, device=self.device)
         self.results: dict[str, Any] = {}
         self.warned: list[str] = []
         if settings.supervision == "full":
@@ -162,8 +184,14 @@ class Training:
                 alpha=settings.alpha,
                 sizes=train.sizes,
             )
+            team.same([self.initial.view(torch.uint8)])
         self.masks = self.initial
         self._new_network()
+
+    @property
+    def totals(self) -> Tensor:
+        """What was counted since the epoch began, see ``hmg_gpu.step.COUNTS``; this rank's part of the sum."""
+        return self.training_step.totals
 
     # --- the loop ---
 
@@ -188,33 +216,37 @@ class Training:
                 every = self.settings.update_every
                 if self.stage == 1 and every and self.epoch % every == 0 and self.epoch < epochs:
                     self.masks = self._corrected()
-                if self.stop or (self.epoch % self.settings.save_every == 0 and self.epoch < epochs):
+                stop = self.team.any(self.stop)
+                if stop or (self.epoch % self.settings.save_every == 0 and self.epoch < epochs):
                     self.save()
-                self._leave_if_asked()
+                if stop:
+                    self._leave()
             self._end_stage()
         return self.results
 
     def _train_epoch(self) -> None:
-        settings = self.settings
+        settings, team = self.settings, self.team
         seed = mix_seed(settings.seed, self.stage)
         plan = draw_epoch(
-            self.train.sizes.cpu(), settings.batch_size, settings.patch_size, seed=seed, epoch=self.epoch
-        ).to(self.device)
+            self.train.host_sizes, settings.batch_size, settings.patch_size, seed=seed, epoch=self.epoch
+        ).tensor_split(team.ranks, dim=1)[team.rank]
+        plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 6]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.training_step.set_rate(rate)
         self.model.train()
+        own = (team.rank,) if team.rank else ()
         start, first = time.perf_counter(), self.step
         while self.step < len(plan):
-            torch.manual_seed(mix_seed(seed, self.epoch, self.step))  # dropout, too, is a function of the position
-            self._train_step(plan[self.step])
+            torch.manual_seed(mix_seed(seed, self.epoch, self.step, *own))  # dropout is a function of the position, too
+            self.training_step(self.masks, plan[self.step])
             self.step += 1
             self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
-            if self.stop and self.step < len(plan):  # after the last step, the epoch is brought to its end first
+            # After the last step, the epoch is brought to its end first.
+            if self.step < len(plan) and team.any(self.stop):
                 self.save()
-                self._leave_if_asked()
+                self._leave()
 
-        loss, intersection, union, foreground, pixels = self.totals.tolist()
+        loss, intersection, union, foreground, pixels = team.add(self.totals.clone()).tolist()
         seconds = time.perf_counter() - start
         row = {
             "event": "epoch",
@@ -237,30 +269,8 @@ class Training:
             )
         self._diagnose(row)
 
-    def _leave_if_asked(self) -> None:
-        if self.stop:
-            raise StopRequest(f"stopped and saved; go on with: python train.py --resume {quote(str(self.folder))}")
-
-    def _train_step(self, plan: Tensor) -> None:
-        images, masks = cut_crops(self.train, self.masks, plan, self.settings.patch_size)  # [B, 1, S, S]
-        if self.device.type == "cpu" or self.settings.bf16:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            output = self.model(images)
-        loss = soft_iou_loss(output, masks, reduction=self.settings.loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            prediction = (output[-1] if isinstance(output, (tuple, list)) else output) > 0
-            counts = (
-                loss.detach(),
-                (prediction & masks).sum(),
-                (prediction | masks).sum(),
-                prediction.sum(),
-                torch.full_like(loss, prediction.numel()),
-            )
-            self.totals += torch.stack([count.double() for count in counts])
+    def _leave(self) -> None:
+        raise StopRequest(f"stopped and saved; go on with: python train.py --resume {quote(str(self.folder))}")
 
     def _end_stage(self) -> None:
         self._evaluate(final=True)
@@ -280,7 +290,7 @@ class Training:
     def _corrected(self, table: bool = False) -> Tensor:
         """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
         train, radius = self.train, self.settings.radius
-        prediction = predict(self.model, train, autocast=self.settings.bf16)
+        prediction = self._predict(train)
         if not table:
             return update(prediction, self.initial, train.points, radius=radius, sizes=train.sizes)
         filtered = false_alarm_filter(prediction, train.points, radius=radius, sizes=train.sizes)
@@ -292,13 +302,20 @@ class Training:
         self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
         return hybrid
 
+    def _predict(self, data: ImageSet) -> Tensor:
+        self._share_statistics()
+        # The statistics of the training set belong to the network and are used on the test set, too.
+        normalisation = {"mean": self.train.mean, "std": self.train.std}
+        return predict(self.model, data, autocast=self.settings.bf16, team=self.team, **normalisation)
+
+    def _share_statistics(self) -> None:
+        """The running statistics of batch norm are rank 0's on all ranks; while training, nothing depends on them."""
+        self.team.same(self.model.buffers())
+
     def _evaluate(self, *, final: bool) -> None:
         if self.test is None or self.test.masks is None or len(self.test) == 0:
             return
-        # The statistics of the training set belong to the network and are used on the test set, too.
-        prediction = predict(
-            self.model, self.test, mean=self.train.mean, std=self.train.std, autocast=self.settings.bf16
-        )
+        prediction = self._predict(self.test)
         metrics = measure(prediction, self.test)
         if final:
             self.results[STAGES[self.stage]] = metrics
@@ -332,13 +349,26 @@ class Training:
         torch.manual_seed(mix_seed(self.settings.seed, 1000 + self.stage))
         bias = self.settings.output_bias
         model = build_model(self.settings.model, output_bias=bias).to(self.device)
-        # Measured on the CPU: channels_last is the faster layout; with bfloat16 it is on a GPU, too.
-        channels_last = self.device.type == "cpu" or self.settings.bf16
+        model = synchronised(model, self.device, self.team)
+        channels_last = in_channels_last(self.device, self.settings.bf16)
         self.model: nn.Module = model.to(memory_format=torch.channels_last) if channels_last else model
+        with torch.no_grad():
+            self.team.same(self.model.state_dict().values())
         self._new_optimizer()
 
     def _new_optimizer(self) -> None:
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.settings.learning_rate, fused=True)
+        settings = self.settings
+        self.training_step = TrainingStep(
+            self.model,
+            self.train,
+            patch_size=settings.patch_size,
+            learning_rate=settings.learning_rate,
+            loss=settings.loss,
+            bf16=settings.bf16,
+            way=settings.step,
+            team=self.team,
+        )
+        self.optimizer = self.training_step.optimizer
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says about itself: JSON values."""
@@ -356,18 +386,25 @@ class Training:
 
     def save(self, name: str = "last.safetensors", *, weights_only: bool = False) -> None:
         """Write the state to ``folder``; a state that is not finite is refused, so the last good one stays."""
+        self._share_statistics()
+        totals = self.team.add(self.totals.clone())
+        self.team.first(lambda: self._write(name, None if weights_only else totals))
+
+    def _write(self, name: str, totals: Tensor | None) -> None:
         tensors = {MODEL_PREFIX + key: value for key, value in self.model.state_dict().items()}
         if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
             raise HMGError(f"the weights are no longer finite; {self.folder / name} keeps the last good ones")
-        if not weights_only:
+        if totals is not None:
             for number, state in self.optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-            tensors["totals"] = self.totals
+            tensors["totals"] = totals
             tensors["masks.current"] = self.masks
+        if totals is not None:
+            keep_previous(self.folder / name)
         save_checkpoint(self.folder / name, tensors, self.describe())
 
     def resume(self) -> None:
-        """Take up the state that ``save`` wrote.
+        """Take up the state that ``save`` wrote; it may have been another number of processes.
 
         Raises:
             InputError: there is none, or it belongs to other data or settings.
@@ -379,15 +416,19 @@ class Training:
             raise InputError(
                 f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
             )
-        mine = json.loads(json.dumps(self.describe()))
-        for key in ("settings", "dataset"):
-            if description[key] != mine[key]:
-                raise InputError(f"{path}: {_difference(key, description[key], mine[key])}; resume with the run's own")
+        theirs = asdict(Settings.from_dict(description["settings"]))
+        for key, value, own in (
+            ("settings", theirs, asdict(self.settings)),
+            ("dataset", description["dataset"], self.train.dataset),
+        ):
+            if value != own:
+                raise InputError(f"{path}: {_difference(key, value, own)}; resume with the run's own")
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
                 f"{list(self.masks.shape)}; the images have changed since the run began"
             )
+        check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.results, self.warned = description["results"], description["warned"]
         load_weights(self.model, path)
@@ -401,7 +442,9 @@ class Training:
                 state.setdefault(int(number), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.totals = tensors["totals"].to(self.device)
+        self.totals.zero_()
+        if self.team.rank == 0:  # the sum over the ranks, whose number may have changed
+            self.totals.copy_(tensors["totals"])
         self.masks = tensors["masks.current"].to(self.device)
 
 

@@ -30,7 +30,7 @@ from .data.source import default_extent
 from .data.store import load_store
 from .errors import InputError
 from .extent import choose_extent
-from .inference import padded_side, predict_logits
+from .inference import predict_logits, share, to_device
 from .pmg import point_to_mask
 from .update import near_a_point, update
 
@@ -87,10 +87,10 @@ class MaskUpdater:
         with torch.inference_mode(False):
             self.initial = point_to_mask(data.images, data.points, sizes=data.sizes, **self.settings)
             self.masks = self.initial.clone()
-            self._sizes = data.sizes.cpu()
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
-        self._offsets = data.offsets.tolist()  # read once, so that updates never have to
+        self._offsets = data.offsets.tolist()  # read once, as are the sizes, so that updates never have to
+        data.host_sizes.tolist()
         self._row = {name: row for row, name in enumerate(data.names)}
 
     @classmethod
@@ -204,19 +204,15 @@ class MaskUpdater:
         self._raise_fault()
         level = _level(output, threshold)
         rank, ranks = _position()
-        rows = list(range(len(self)))
-        data = self.data
-        if ranks > 1:
-            rows = self._share(rank, ranks, batch_size, padding)
-            data = data.subset(rows)
+        rows = share(self.data.host_sizes, rank, ranks, batch_size=batch_size, padding=padding)
         net = _without_ddp(net)
         settings = {"batch_size": batch_size, "padding": padding, "autocast": autocast}
         with _undisturbed(net, self.device, ranks):
             planes = torch.zeros(self.masks.shape, dtype=torch.uint8, device=self.device)
             counts = torch.zeros(len(self), 3, dtype=torch.int64, device=self.device)
-            with closing(predict_logits(_Head(net, output), data, **settings)) as parts:
+            with closing(predict_logits(_Head(net, output), self.data, rows=rows, **settings)) as parts:
                 for chunk, values in parts:
-                    index = [rows[place] for place in chunk.tolist()]
+                    index = chunk.tolist()  # on the CPU
                     there = self._to_device(index)
                     planes[there], counts[there] = self._correct(index, values, level, output != "logits")
                     if progress is not None:
@@ -326,7 +322,7 @@ class MaskUpdater:
         rank, ranks = _position()
         if rank == 0:
             masks = self.masks.cpu().numpy()
-            sizes = self._sizes.tolist()
+            sizes = self.data.host_sizes.tolist()
 
             def write(row: int) -> None:
                 height, width = sizes[row]
@@ -341,9 +337,8 @@ class MaskUpdater:
         """The current masks as float32 [h, w] of 0 and 1, one array an image, in the order of the set."""
         self._check_fault()
         masks = self.masks.cpu().numpy()
-        return [
-            masks[row, :height, :width].astype(np.float32) for row, (height, width) in enumerate(self._sizes.tolist())
-        ]
+        sizes = self.data.host_sizes.tolist()
+        return [masks[row, :height, :width].astype(np.float32) for row, (height, width) in enumerate(sizes)]
 
     # --- state ---
 
@@ -399,17 +394,6 @@ class MaskUpdater:
         self._fault_seen.copy_(self._fault)
         self._raise_fault()
 
-    def _share(self, rank: int, ranks: int, batch_size: int, padding: str) -> list[int]:
-        """The images of every ``ranks``-th batch, by the batches that one process would make."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, (height, width) in enumerate(self._sizes.tolist()):
-            groups.setdefault((padded_side(height, padding), padded_side(width, padding)), []).append(row)
-        batches = [
-            rows[first : first + batch_size] for rows in groups.values() for first in range(0, len(rows), batch_size)
-        ]
-        # A group keeps the order of its batches and only its last may be short: predicted alone they are the same.
-        return [row for batch in batches[rank::ranks] for row in batch]
-
     def _index(self, key: Key) -> list[int]:
         if isinstance(key, Tensor):
             key = key.reshape(-1).tolist()
@@ -445,7 +429,7 @@ class MaskUpdater:
             )
         if values.dtype != torch.bool and not values.is_floating_point():
             raise InputError(f"prediction: expected floating point or bool, got {values.dtype}; do not round it")
-        tall, wide = self._sizes[index].amax(0).tolist() if index else (0, 0)
+        tall, wide = self.data.host_sizes[index].amax(0).tolist() if index else (0, 0)
         height, width = values.shape[1:]
         if height < tall or width < wide:
             raise InputError(
@@ -466,12 +450,11 @@ class MaskUpdater:
         spans = [(self._offsets[row], self._offsets[row + 1]) for row in index]
         rows = torch.tensor([row for first, last in spans for row in range(first, last)], dtype=torch.int64)
         image = torch.tensor([place for place, (first, last) in enumerate(spans) for _ in range(first, last)])
-        there = rows.to(self.device, non_blocking=True)
-        image = image.to(self.device, torch.int64, non_blocking=True)
+        there, image = to_device(rows, self.device), to_device(image.long(), self.device)
         return torch.cat((image[:, None], self.data.points[there, 1:]), dim=1)
 
     def _to_device(self, index: list[int]) -> Tensor:
-        return torch.tensor(index, dtype=torch.int64).to(self.device, non_blocking=True)
+        return to_device(torch.tensor(index, dtype=torch.int64), self.device)
 
 
 class MaskChanges:
@@ -587,8 +570,8 @@ class MaskLoader:
         """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
         updater, (rank, ranks) = self.updater, _position()
         batch = self.batch_size * ranks
-        plan = draw_epoch(updater._sizes, batch, self.patch_size, seed=self.seed, epoch=epoch)
-        plan = plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size].to(updater.device)
+        plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch)
+        plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:
             images, masks = cut_crops(updater.data, updater.masks, rows, self.patch_size)
             yield images, masks.float()

@@ -13,7 +13,16 @@ from refusal import refused
 from tiny import POISON, SIZES, tiny_set
 
 from hmg_gpu.data import ImageSet
+from hmg_gpu.data import batches as module
 from hmg_gpu.data.batches import PLAN, batches, cut_crops, draw_epoch, mix_seed
+
+
+@pytest.fixture(autouse=True, params=["slices", "gather"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of host memory, and that of a device whose values are never read."""
+    if request.param == "gather":
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)
+
 
 WAYS = list(product((0, 1), repeat=3))  # flip_rows, flip_columns, transpose
 
@@ -82,6 +91,16 @@ def test_padding_is_never_read() -> None:
     data.images = torch.where(inside, data.images.float(), torch.nan)
     for found, wanted in zip(cut_crops(data, data.masks | ~inside, plan, 48), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_both_paths_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_set()
+    for side in (20, 32, 64):
+        plan = every_crop(side)
+        found = cut_crops(data, data.masks, plan, side)
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)
+        assert all(map(torch.equal, found, cut_crops(data, data.masks, plan, side)))
+        monkeypatch.undo()
 
 
 def test_crops_of_a_subset() -> None:

@@ -11,6 +11,7 @@ from tiny import SIZES, tiny_set
 from torch import Tensor, nn
 
 from hmg_gpu.data import ImageSet
+from hmg_gpu.errors import HMGError
 from hmg_gpu.inference import padded_side, predict, predict_logits
 from hmg_gpu.models import build_model
 
@@ -166,6 +167,43 @@ def test_mode_is_restored(training: bool) -> None:
     next(parts)
     parts.close()
     assert model.training is training
+
+
+# ---- out of memory --------------------------------------------------------------------------------------------------
+
+
+class Limited(nn.Module):
+    """Logits of a threshold, with memory for some images only."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.counts = most, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.counts.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return images
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    data = tiny_set(((32, 32),) * 9 + ((40, 40),) * 3)
+    limited = Limited(3)
+    with pytest.warns(UserWarning) as said:
+        masks = predict(limited, data, batch_size=8)
+    assert [str(one.message) for one in said] == ["cpu has no memory for 8 images of 32 x 32: predicting 2 at a time"]
+    assert limited.counts == [8, 4, 2, 2, 2, 2, 1, 2, 1]  # and it stays at what fits
+    assert torch.equal(masks, predict(Spy(), data)) and masks.any()
+    seen = [index for chunk, _ in predict_logits(Limited(12), data, batch_size=5) for index in chunk.tolist()]
+    assert seen == list(range(12))
+
+
+def test_an_image_that_does_not_fit() -> None:
+    network = Limited(0).train()
+    with pytest.raises(HMGError) as caught:
+        predict(network, tiny_set(((40, 33),)))
+    assert str(caught.value) == "cpu has no memory for one image of 64 x 64; free some, or use cpu"
+    assert network.training
 
 
 def test_progress_counts_images() -> None:

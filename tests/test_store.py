@@ -116,13 +116,47 @@ def test_both_kinds_of_points_from_a_folder(data_root, tmp_path):
         assert_equal(load_store(tmp_path / "nuaa.h5", split, points="masks_coarse"), one)
 
 
+def test_a_split_in_parts_is_the_split_in_one(tmp_path):
+    """Uneven parts, one of them without points, another split between files of its own."""
+    one, other = small_set(), small_set("test")
+    write_store(tmp_path / "one.h5", [one, other])
+    cut = (one.subset(range(0, 1)), one.subset(range(1, 3)), one.subset(range(3, 5)))
+    assert len(cut[1].points) == 0
+    write_store(tmp_path / "parts.h5", iter([*cut, other]))
+    for split in ("train", "test"):
+        assert_equal(load_store(tmp_path / "parts.h5", split), load_store(tmp_path / "one.h5", split))
+    different = cut[1]
+    different.mean = 7.0
+    refused(lambda: write_store(tmp_path / "no.h5", [cut[0], different]), "'train'", "differ", "make them alike")
+
+
+def test_a_file_larger_than_what_is_held_is_written_from_a_generator(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def parts():
+        for number in range(12):
+            images = torch.randint(0, 256, (8, 256, 256), generator=generator, dtype=torch.uint8)
+            sizes = torch.full((8, 2), 256)
+            yield ImageSet([f"{number}_{i}" for i in range(8)], images, sizes, torch.zeros(0, 3, dtype=torch.int64))
+
+    tracemalloc.start()
+    write_store(tmp_path / "large.h5", parts())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = (tmp_path / "large.h5").stat().st_size
+    assert size > 12 * 8 * 256**2 and peak < size / 2
+    assert sum(len(part) for part in iterate_store(tmp_path / "large.h5", "all", 10)) == 96
+
+
 def test_writing_nothing_useful_is_refused_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "s.h5"
     write_store(path, [small_set()])
     before = path.read_bytes()
     refused(lambda: write_store(path, []), "s.h5", "no sets given")
     refused(lambda: write_store(path, [small_set().subset([])]), "'train' has no images")
-    refused(lambda: write_store(path, [small_set(), small_set()]), "'train' is given twice")
+    refused(lambda: write_store(path, [small_set(), small_set()]), "'train'", "image", "twice")
+    others = [small_set(), small_set("test"), small_set()]
+    refused(lambda: write_store(path, others), "'train' comes again after another")
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["s.h5"]
     (tmp_path / "folder.h5").mkdir()
     with pytest.raises(HMGError, match=r"folder.h5: cannot be written"):

@@ -166,7 +166,7 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     """
     folder = Path(folder)
     _require_folder(folder, "the images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.iterdir() if _is_image(path) and path.is_file())
     if not paths:
         raise InputError(f"{folder}: no image files; expected some of {', '.join('*' + suffix for suffix in SUFFIXES)}")
     return paths
@@ -292,10 +292,15 @@ def _read_split(path: Path, files: Mapping[str, list[Path]]) -> list[str]:
     return list(names)
 
 
+def _is_image(path: Path) -> bool:
+    """By name; hidden files, such as the parts of a write and what some systems put beside images, are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if _is_image(path):
             files.setdefault(path.stem, []).append(path)
     return files
 

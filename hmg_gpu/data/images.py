@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -123,8 +124,10 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray | Tensor) -> None:
     mask = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise TypeError(f"mask must be bool [H, W], got {mask.dtype} {list(mask.shape)}; threshold it first")
-    with write_beside(path) as temporary:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+    content = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(content, format="PNG")
+    with write_beside(path, content.tell()) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

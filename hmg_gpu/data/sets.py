@@ -46,15 +46,22 @@ class ImageSet:
         images = torch.arange(len(self) + 1, device=self.points.device)
         return torch.searchsorted(self.points[:, 0].contiguous(), images)  # [N + 1]
 
+    @cached_property
+    def host_sizes(self) -> Tensor:
+        """``sizes`` on the CPU; known from the start where the set was read there and then moved."""
+        return self.sizes.cpu()
+
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set with its tensors on ``device``."""
-        return replace(
+        moved = replace(
             self,
             images=self.images.to(device),
             sizes=self.sizes.to(device),
             points=self.points.to(device),
             masks=None if self.masks is None else self.masks.to(device),
         )
+        moved.host_sizes = self.host_sizes
+        return moved
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The images ``indices`` (in that order), their points renumbered, padding cut to the largest of them.
@@ -69,11 +76,14 @@ class ImageSet:
         rows = torch.arange(len(image), device=index.device) - first[image] + self.offsets[index][image]  # [P']
         sizes = self.sizes[index]  # [M, 2]
         height, width = sizes.amax(0).tolist() if len(index) else self.images.shape[1:]
-        return replace(
+        chosen = index.tolist()
+        part = replace(
             self,
-            names=[self.names[i] for i in index.tolist()],
+            names=[self.names[i] for i in chosen],
             images=self.images[index, :height, :width],
             sizes=sizes,
             points=torch.cat([image[:, None], self.points[rows, 1:]], 1),
             masks=None if self.masks is None else self.masks[index, :height, :width],
         )
+        part.host_sizes = self.host_sizes[torch.tensor(chosen, dtype=torch.int64)]
+        return part

@@ -16,6 +16,8 @@ each split, a group of
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,15 +46,16 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
 
 
 def write_store(path: str | os.PathLike, sets: Iterable[ImageSet], points: str = "masks_centroid") -> None:
-    """Pack sets, one a split, into one file; written beside and renamed, so an old file stays whole if this fails.
+    """Pack sets into one file; written beside and renamed, so an old file stays whole if this fails.
 
     Args:
         path: the file to write.
-        sets: sets of different ``split`` ("" is stored as "all").
+        sets: one for each ``split`` ("" is stored as "all"), or several in a row, which are joined: one at a time is
+            held, so that a generator of sets fills a file larger than the memory.
         points: the name under which their points are stored.
 
     Raises:
-        InputError: no set, an empty set or a split met twice.
+        InputError: no set, an empty one, an image given twice, parts of a split that are not alike or not in a row.
         HMGError: the file cannot be written; the text names it and the reason.
     """
     _write(path, ((one, {points: one.points}) for one in sets))
@@ -136,6 +139,18 @@ def iterate_store(
             yield reader.read(first, min(first + batch, len(reader.names)))
 
 
+@contextmanager
+def open_split(
+    path: str | os.PathLike, split: str, *, points: str | None = None, masks: bool = False
+) -> Iterator[_Split]:
+    """Keep one split open for reading in parts: ``names``, ``sizes``, ``points`` and ``read(first, last)``.
+
+    Arguments and errors as :func:`load_store`.
+    """
+    with _opened(path) as file:
+        yield _Split(path, file, split, points, masks)
+
+
 def store_splits(path: str | os.PathLike) -> dict[str, list[str]]:
     """The splits of a store, each with the kinds of points that it has. Raises as :func:`load_store`."""
     with _opened(path) as file:
@@ -148,48 +163,101 @@ def store_splits(path: str | os.PathLike) -> dict[str, list[str]]:
 
 def _write(path: str | os.PathLike, parts: Iterable[tuple[ImageSet, Mapping[str, Tensor]]]) -> None:
     with write_beside(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=_BLOCK) as file:
-            for one, points in parts:
-                split = one.split or "all"
+        with _Sink(temporary, "w+b") as sink, h5py.File(sink, "w", userblock_size=_BLOCK) as file:
+            for split, run in itertools.groupby(parts, lambda part: part[0].split or "all"):
                 if split in file:
-                    raise InputError(f"{path}: the split {split!r} is given twice; give each set its own split")
-                if not len(one):
-                    raise InputError(f"{path}: the split {split!r} has no images; leave it out")
-                _write_split(file.create_group(split), one, points)
+                    raise InputError(
+                        f"{path}: the split {split!r} comes again after another; give its parts in one row"
+                    )
+                writer = _Writer(path, split, file.create_group(split))
+                for one, points in run:
+                    writer.append(one, points)
+                    if sink.error is not None:
+                        raise sink.error
+                writer.finish()
             if not len(file):
                 raise InputError(f"{path}: no sets given; a store needs at least one")
+        if sink.error is not None:
+            raise sink.error
         with open(temporary, "r+b") as handle:
             handle.write(_header(handle).ljust(_BLOCK, b"\n"))
 
 
-def _write_split(group: h5py.Group, one: ImageSet, points: Mapping[str, Tensor]) -> None:
-    sizes = one.sizes.cpu().numpy()
-    total = int(sizes.prod(1).sum())
-    images = one.images.cpu().numpy()
-    if images.dtype != np.uint8 and images.min() >= 0 and images.max() <= 65535 and (images == np.floor(images)).all():
-        dtype = np.uint16  # 16-bit files, held as float32
-    else:
-        dtype = images.dtype
-    _write_flat(
-        group.create_dataset("pixels", total, dtype, chunks=(min(total, _CHUNK),), compression="lzf"), images, sizes
-    )
-    if one.masks is not None:
-        masks = group.create_dataset(
-            "masks", total, np.uint8, chunks=(min(total, _CHUNK),), compression="gzip", compression_opts=1
-        )
-        _write_flat(masks, one.masks.cpu().numpy(), sizes)
-    group["sizes"] = sizes
-    group["names"] = np.array([name.encode() for name in one.names])
-    group["dataset"] = np.array([one.dataset.encode() or b" "])
-    group["normalisation"] = np.array([one.mean, one.std], np.float64)
-    kinds = group.create_group("points")
-    for kind, rows in points.items():
-        kinds[kind] = rows.cpu().numpy().astype(np.int64)
+class _Sink(io.FileIO):
+    """A file that takes every write of the HDF5 library, which crashes on a full disk; the first error is kept."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        view = memoryview(data)
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+        return len(view)
 
 
-def _write_flat(target: h5py.Dataset, images: np.ndarray, sizes: np.ndarray) -> None:
+class _Writer:
+    """One split that is written part by part; nothing but names, sizes and points is kept."""
+
+    def __init__(self, path: str | os.PathLike, split: str, group: h5py.Group):
+        self.path, self.split, self.group = path, split, group
+        self.sizes: list[np.ndarray] = []
+        self.names: dict[str, None] = {}
+        self.points: dict[str, list[np.ndarray]] = {}
+        self.about: tuple = ()
+        self.pixels = 0
+
+    def append(self, one: ImageSet, points: Mapping[str, Tensor]) -> None:
+        where = f"{self.path}: the split {self.split!r}"
+        if not len(one):
+            raise InputError(f"{where} has no images; leave it out")
+        if doubled := next((name for name in one.names if name in self.names), None):
+            raise InputError(f"{where} has the image {doubled} twice; give each image once")
+        sizes = one.sizes.cpu().numpy()
+        images = one.images.cpu().numpy()
+        whole = images.dtype != np.uint8 and images.min() >= 0 and images.max() <= 65535
+        dtype = np.dtype(np.uint16) if whole and (images == np.floor(images)).all() else images.dtype
+        about = (dtype, one.masks is None, one.dataset, one.mean, one.std, sorted(points))
+        if self.sizes and about != self.about:
+            raise InputError(
+                f"{where}: its parts differ in bit depth, ground truth, data set, normalisation or kinds of points; "
+                "make them alike"
+            )
+        if not self.sizes:
+            self.about = about
+            chunk = (min(int(sizes.prod(1).sum()), _CHUNK),)
+            room = {"shape": chunk, "maxshape": (None,), "chunks": chunk}
+            self.group.create_dataset("pixels", dtype=dtype, **room, compression="lzf")
+            if one.masks is not None:
+                self.group.create_dataset("masks", dtype=np.uint8, **room, compression="gzip", compression_opts=1)
+        _append_flat(self.group["pixels"], self.pixels, images, sizes)
+        if one.masks is not None:
+            _append_flat(self.group["masks"], self.pixels, one.masks.cpu().numpy(), sizes)
+        self.pixels += int(sizes.prod(1).sum())
+        for kind, rows in points.items():
+            first = np.array([len(self.names), 0, 0])
+            self.points.setdefault(kind, []).append(rows.cpu().numpy().astype(np.int64) + first)
+        self.names |= dict.fromkeys(one.names)
+        self.sizes.append(sizes)
+
+    def finish(self) -> None:
+        _, _, dataset, mean, std, _ = self.about
+        self.group["sizes"] = np.concatenate(self.sizes)
+        self.group["names"] = np.array([name.encode() for name in self.names])
+        self.group["dataset"] = np.array([dataset.encode() or b" "])
+        self.group["normalisation"] = np.array([mean, std], np.float64)
+        kinds = self.group.create_group("points")
+        for kind, rows in self.points.items():
+            kinds[kind] = np.concatenate(rows)
+
+
+def _append_flat(target: h5py.Dataset, first: int, images: np.ndarray, sizes: np.ndarray) -> None:
     """Some chunks' worth of images at a time: a chunk written in pieces would be packed again for each."""
-    first, held, count = 0, [], 0
+    target.resize(first + int(sizes.prod(1).sum()), 0)
+    held, count = [], 0
     for image, (height, width) in zip(images, sizes.tolist(), strict=True):
         held.append(image[:height, :width].reshape(-1))
         count += held[-1].size
@@ -338,7 +406,7 @@ class _Split:
         filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
         if data.is_virtual or data.external or not filters <= _FILTERS:
             raise self._bad(name, "its data lies in another file or behind an unknown filter")
-        limit = MAX_SET_BYTES if name in ("pixels", "masks") else _MAX_TABLE
+        limit = math.inf if name in ("pixels", "masks") else _MAX_TABLE  # of those, parts are read
         chunk = math.prod(data.chunks or (0,)) * data.dtype.itemsize
         if chunk > 2**26 or data.nbytes > min(limit, data.id.get_storage_size() * (_MAX_RATIO if filters else 1)):
             raise self._bad(name, f"it claims {data.nbytes} bytes, which the file cannot hold")
