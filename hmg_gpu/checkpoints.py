@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import shutil
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from .errors import HMGError, InputError
+from .errors import InputError
 from .files import write_beside, write_json
 from .models import NETWORKS, build_model
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # DistributedDataParallel, LESPS's Net and our own files, torch.compile
 LAYOUTS = ("state_dict", "net", "model")  # keys under which checkpoints keep their weights
 MODEL_PREFIX = "model."  # in our own safetensors files; the other tensors there are the trainer's state
+PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
 HEADER_KEY = "hmg_gpu"  # under which our safetensors files carry their description
 
 
@@ -70,11 +74,9 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     """
     path = Path(path)
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    with write_beside(path) as temporary:
-        try:
-            save_file(plain, temporary, metadata={HEADER_KEY: json.dumps(description)})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise HMGError(f"{path}: cannot be written ({_one_line(error)}); free some space") from error
+    content = save(plain, metadata={HEADER_KEY: json.dumps(description)})  # safetensors' own file would be 0600
+    with write_beside(path, len(content)) as temporary:
+        temporary.write_bytes(content)
     write_json(path.with_suffix(".json"), description)
 
 
@@ -95,6 +97,11 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
         raise InputError(
             f"{path}: the description in its header is not an object; the file was not written by train.py"
         )
+    if description is not None and not _is_normalisation(description.get("normalisation", [0, 1])):
+        raise InputError(
+            f"{path}: normalisation {_quote(str(description['normalisation']))} in its header is no mean and positive "
+            "std; copy the file again"
+        )
     return description
 
 
@@ -108,6 +115,88 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such checkpoint; check the path") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); copy it again") from error
+
+
+def check_state(
+    path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]
+) -> None:
+    """Refuse a run's state whose parts are not what ``Training.save`` writes, before any of it is taken up.
+
+    Args:
+        path: where it comes from.
+        description, tensors: what :func:`read_description` and :func:`read_tensors` gave.
+        parameters: those of the network, in the optimiser's order.
+
+    Raises:
+        InputError: the position, the results, or a tensor of the optimiser is none; the text names it.
+    """
+
+    def require(good: bool, what: str) -> None:
+        if not good:
+            raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
+
+    for key in ("stage", "epoch", "step"):
+        require(type(description[key]) is int and 0 <= description[key] < 2**31, key)
+    require(description["stage"] <= 2, "stage")
+    warned, results = description["warned"], description["results"]
+    require(isinstance(warned, list) and all(isinstance(text, str) for text in warned), "warned")
+    require(isinstance(results, dict), "results")
+    rows = [row for name, row in results.items() if name != "masks"]
+    masks = results.get("masks", {})
+    require(isinstance(masks, dict), "results of the masks")
+    for row in (*rows, *masks.values()):
+        known = isinstance(row, dict) and row.keys() >= {"iou", "niou", "pd", "fa", "pixel_fa", "matched", "targets"}
+        require(known, "results")
+        for value in row.values():  # Pd is NaN where there are no targets
+            require(type(value) in (int, float) and not abs(value) > 1e18, "results")
+    require(tensors["totals"].dtype == torch.float64 and tensors["totals"].shape == (5,), "totals")
+    require(tensors["masks.current"].dtype == torch.bool, "masks.current")
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            found = re.fullmatch(r"optimizer\.(\d{1,6})\.(step|exp_avg|exp_avg_sq)", name)
+            require(found is not None and int(found[1]) < len(parameters), _quote(name))
+            shape = () if found[2] == "step" else parameters[int(found[1])].shape
+            require(value.shape == shape and value.dtype == torch.float32, name)
+            others = {f"optimizer.{found[1]}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            require(others <= tensors.keys(), name)
+
+
+def keep_previous(path: str | os.PathLike) -> None:
+    """Before a checkpoint is replaced: let ``previous.safetensors`` beside it be what it is now (no copy where the file
+    system has hard links)."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with write_beside(path.with_name(PREVIOUS)) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def recover(path: str | os.PathLike) -> str | None:
+    """Where a checkpoint is missing or damaged, put the one that :func:`keep_previous` kept in its place.
+
+    Returns:
+        What was done, in words, or None where nothing had to be done.
+
+    Raises:
+        InputError: it is not readable, and neither is another.
+    """
+    path = Path(path)
+    previous = path.with_name(PREVIOUS)
+    try:
+        read_description(path)
+        return None
+    except InputError as error:
+        if not previous.exists():
+            raise
+        about = read_description(previous) or {}
+        with write_beside(path) as temporary:
+            shutil.copyfile(previous, temporary)
+        place = f"stage {about.get('stage', 0) + 1}, epoch {about.get('epoch', 0) + 1}"
+        return f"{error}; it is skipped: going on from the checkpoint before it, {place}"
 
 
 def load_model(path: str | os.PathLike, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -166,8 +255,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the pickle protocol; the refusal below says what to do
+            _refuse_compressed(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, InputError):
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any type
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # without torch's advice to run the pickle
@@ -187,6 +277,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save stores without compression; a compressed record may unpack to a thousand times the file's size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise InputError(f"{path}: {_quote(record.filename)} is compressed; write it by torch.save")
 
 
 def _check_names(path: Path, weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -237,6 +336,11 @@ def _bare_name(name: str) -> str:
 
 def _optional(name: str) -> bool:
     return name.endswith("num_batches_tracked")  # absent from files of old PyTorch; unused with a fixed momentum
+
+
+def _is_normalisation(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(number) in (int, float) for number in value)
+    return numbers and all(abs(number) <= 1e30 for number in value) and value[1] > 0
 
 
 def _quote(name: str) -> str:

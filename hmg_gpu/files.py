@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +16,19 @@ from .errors import HMGError
 
 
 @contextmanager
-def write_beside(path: str | os.PathLike) -> Iterator[Path]:
+def write_beside(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     """Yield a temporary path in the same folder; when the block ends well, flush it and rename it to ``path``.
 
     ``path`` holds either its old content or the whole new content, never a part. The temporary file keeps the suffix of
     ``path`` (writers choose their format by it) and is removed when the block fails.
 
+    Args:
+        path: the file to replace or make.
+        size: bytes that will be written, where they are known before; for the message on a full disk.
+
     Raises:
-        HMGError: the folder cannot be made or written; the message names the path and the system's reason.
+        HMGError: the folder cannot be made or written; the message names the path, the system's reason and, on a full
+            disk, how much is needed and free.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -31,18 +40,24 @@ def write_beside(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise HMGError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another output folder"
-        ) from error
+        raise HMGError(f"{path}: cannot be written ({_reason(error, path.parent, temporary, size)}") from error
     finally:
         with suppress(OSError):  # already renamed, or its folder is no folder
             temporary.unlink()
 
 
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Remove what writers that were killed left in a folder; only where nobody else writes."""
+    for path in Path(folder).rglob(".*.part*"):
+        if re.fullmatch(r"\..+\.\d+\.part(\.\w+)?", path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace the text file ``path`` in one step (UTF-8)."""
-    with write_beside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with write_beside(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -59,6 +74,26 @@ def finite(value: object) -> object:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _reason(error: OSError, folder: Path, temporary: Path, size: int) -> str:
+    """The system's reason and the cure; on a full disk also the space needed (at least what was written so far)."""
+    reason, cure = error.strerror or str(error), "free some space or choose another output folder"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{reason}); choose another output folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            size = max(size, temporary.stat().st_size)
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        need = f"it needs at least {size / 1e3:.1f} kB, " if size else ""
+        reason = f"{reason}: {need}{free / 1e3:.1f} kB are free"
+    return f"{reason}); {cure}"
 
 
 def _flush_folder(folder: Path) -> None:

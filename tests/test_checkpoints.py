@@ -69,12 +69,13 @@ def test_nan_is_null_for_other_tools(tmp_path: Path) -> None:
     assert math.isnan(read_description(path)["results"]["pd"])  # our own reader gets the number back
 
 
-def half_written(error: BaseException) -> Callable[..., None]:
-    def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        Path(path).write_bytes(b"half")
+def half_written(error: BaseException) -> Callable[[Path, bytes], int]:
+    def write_bytes(path: Path, content: bytes) -> int:
+        with open(path, "wb") as handle:
+            handle.write(content[: len(content) // 2])
         raise error
 
-    return save
+    return write_bytes
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("died")])
@@ -84,13 +85,14 @@ def test_an_interrupted_save_keeps_the_old_file(
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, TENSORS, DESCRIPTION)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoints, "save_file", half_written(error))
-    with pytest.raises(HMGError if isinstance(error, OSError) else type(error)) as caught:
-        save_checkpoint(path, {"model.weight": torch.zeros(9)}, {"epoch": 4})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half_written(error))
+        with pytest.raises(HMGError if isinstance(error, OSError) else type(error)) as caught:
+            save_checkpoint(path, {"model.weight": torch.zeros(9)}, {"epoch": 4})
     if isinstance(error, OSError):
-        assert str(caught.value) == (
-            f"{path}: cannot be written (No space left on device); free some space or choose another output folder"
-        )
+        text = str(caught.value)
+        assert text.startswith(f"{path}: cannot be written (No space left on device: it needs at least 0.2 kB, ")
+        assert text.endswith(" kB are free); free some space or choose another output folder")
     assert path.read_bytes() == before and read_description(path) == DESCRIPTION
     assert names(tmp_path) == ["last.json", "last.safetensors"]  # nothing half-written lies about
 
