@@ -69,12 +69,15 @@ def paper_points(setting: str, dataset: str, split: str) -> list[dict[str, Any]]
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
+COARSE_STAGE_1 = "stage 1, coarse points"  # the paper has no such row
+
+
 @dataclass
 class Checkpoint:
     """A weights file and the row of the paper that it stands for."""
 
     path: str
-    row: str  # "HMG", "coarse points", "full", "LESPS" ...: a row of Tables 1 and 5; "stage 1": Table 4
+    row: str  # "HMG", "coarse points", "full", "LESPS" ...: a row of Tables 1 and 5; "stage 1": Table 4; COARSE_STAGE_1
     dataset: str | None  # that it was trained on; None: any (published weights)
     options: dict[str, str]  # normalisation and padding
 
@@ -115,10 +118,10 @@ def sort_checkpoints(files: Sequence[str], normalisation: str, padding: str) -> 
             )
         if settings["supervision"] == "full":
             found = "full" if stage == last else None
-        elif stage == 1:
-            found = "stage 1"
+        elif settings["points"] == "masks_coarse":
+            found = COARSE_STAGE_1 if stage == 1 else "coarse points"
         else:
-            found = "coarse points" if settings["points"] == "masks_coarse" else "HMG"
+            found = "stage 1" if stage == 1 else "HMG"
         if row or found:
             result.append(Checkpoint(path, row or found, about["dataset"], {}))
     return result
@@ -185,7 +188,8 @@ class Report:
         self._draw(path, train, initial, "initial")
         for one in self._of("stage 1", dataset):
             self._add_updating(path, train, pmg, one)
-        finals = [one for one in self.checkpoints if one.row != "stage 1" and one.dataset in (None, dataset)]
+        early = ("stage 1", COARSE_STAGE_1)
+        finals = [one for one in self.checkpoints if one.row not in early and one.dataset in (None, dataset)]
         if finals:
             test = evaluation.load_set(path, "test", device=self.device)
             for one in finals:
@@ -199,6 +203,14 @@ class Report:
         command = self._command("masks", path, "--points", "masks_coarse")
         metrics = evaluation.measure(evaluation.initial_mask(coarse, pmg), coarse)
         self._add("Ablations", "PMG, coarse points", dataset, metrics, command, columns=["iou"], settings=pmg)
+        for one in self._of(COARSE_STAGE_1, dataset):
+            self.say(f"{dataset}: updating with {one.path}")
+            network = self._network(one, coarse)
+            masks = evaluation.collect_masks(coarse, pmg, network=network)
+            command = self._command("masks", path, "--points", "masks_coarse", *one.arguments)
+            for name in ("prediction", "filtered", "hybrid"):
+                row, metrics = f"{name}, coarse points", evaluation.measure(masks[name], coarse)
+                self._add("Ablations", row, dataset, metrics, command, columns=["iou"], network=network, settings=pmg)
 
     def _add_sweeps(self, path: str, train: ImageSet, pmg: Mapping[str, float]) -> None:
         for name in ("extent", "half_width", "alpha"):

@@ -22,7 +22,7 @@ from torch import nn
 import eval as script
 from hmg_gpu import evaluation, own_masks, point_to_mask, size_classes, update
 from hmg_gpu.checkpoints import save_checkpoint
-from hmg_gpu.data import ImageSet, load_folder, read_mask, write_mask, write_store
+from hmg_gpu.data import ImageSet, load_folder, read_mask, store, write_mask, write_store
 from hmg_gpu.data.synthetic import make_split
 from hmg_gpu.evaluation import Network
 from hmg_gpu.inference import predict
@@ -246,8 +246,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sets = [make_split(split, count=10, size=64) for split in ("train", "test")]
     for one in sets:
         one.dataset = "NUAA-SIRST"
-    write_store(root / "set.h5", sets)
-    for name, stage, points in (("stage1", 1, "centroid"), ("stage2", 2, "centroid"), ("coarse", 2, "coarse")):
+    coarse = [make_split(split, count=10, size=64, points="masks_coarse").points for split in ("train", "test")]
+    kinds = [{"masks_centroid": one.points, "masks_coarse": other} for one, other in zip(sets, coarse, strict=True)]
+    store._write(root / "set.h5", zip(sets, kinds, strict=True))
+    for name, stage, points in (
+        ("stage1", 1, "centroid"),
+        ("stage2", 2, "centroid"),
+        ("coarse1", 1, "coarse"),
+        ("coarse", 2, "coarse"),
+    ):
         torch.manual_seed(stage)
         weights = build_model("acm", output_bias=-0.5).state_dict()
         settings = Settings(data="set.h5", points=f"masks_{points}")
@@ -476,8 +483,11 @@ def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFix
 # ---- the paper's report ---------------------------------------------------------------------------------------------
 
 
+NAMES = {"PMG": "initial", "hybrid, coarse points": "hybrid"}  # rows of the report -> of `eval.py masks`
+
+
 def test_report(folder: Path, tmp_path: Path) -> None:
-    files = [folder / f"{name}.safetensors" for name in ("stage1", "stage2", "coarse")]
+    files = [folder / f"{name}.safetensors" for name in ("stage1", "stage2", "coarse1", "coarse")]
     data = folder / "set.h5"
     assert run("paper", "--data", data, "--checkpoint", *files, "--no-plots", "--out", tmp_path) == 0
     content = json.loads((tmp_path / "paper.json").read_text())
@@ -486,6 +496,7 @@ def test_report(folder: Path, tmp_path: Path) -> None:
     expected = {("Table 1", "HMG"), ("Tables 2 and 3", "PMG"), ("Ablations", "P_g only")}
     expected |= {("Table 4", row) for row in ("initial", "prediction", "filtered", "hybrid")}
     expected |= {("Table 5", row) for row in ("HMG", "coarse points", "point prompt")}
+    expected |= {("Ablations", f"{kind}, coarse points") for kind in ("PMG", "prediction", "filtered", "hybrid")}
     expected |= {("Fig. 5(a)", "gain of half_width 4 over 0"), ("Fig. 5(c)", "gain of radius 30 over 1000")}
     assert expected <= set(measured)
 
@@ -501,14 +512,15 @@ def test_report(folder: Path, tmp_path: Path) -> None:
                 assert same[0]["ours"] or same[0]["needs"]
 
     # its command alone gives a row's numbers again
-    for key in (("Table 4", "hybrid"), ("Table 5", "point prompt"), ("Tables 2 and 3", "PMG")):
+    coarse = ("Ablations", "hybrid, coarse points")
+    for key in (("Table 4", "hybrid"), ("Table 5", "point prompt"), ("Tables 2 and 3", "PMG"), coarse):
         entry = measured[key]
         python, name, *arguments = shlex.split(entry["command"])
         assert (python, name) == ("python", "eval.py")
         plots = ("--no-plots",) if arguments[0] == "detector" else ()
         assert run(*arguments, *plots, "--out", tmp_path / "alone") == 0
         alone = json.loads((tmp_path / "alone" / f"{arguments[0]}.json").read_text())
-        row = alone["result"] if arguments[0] == "detector" else alone["rows"][{"PMG": "initial"}.get(key[1], key[1])]
+        row = alone["result"] if arguments[0] == "detector" else alone["rows"][NAMES.get(key[1], key[1])]
         scale = {"iou": 100, "pd": 100, "fa": 1e6}
         assert entry["ours"] == pytest.approx([scale[column] * row[column] for column in entry["columns"]])
 
@@ -519,9 +531,10 @@ def test_report(folder: Path, tmp_path: Path) -> None:
 
 
 def test_roles_of_checkpoints(folder: Path, tmp_path: Path) -> None:
-    files = [str(folder / f"{name}.safetensors") for name in ("stage1", "stage2", "coarse")]
-    rows = [(one.row, one.dataset) for one in sort_checkpoints(files, "SIRST3", "lesps")]
-    assert rows == [("stage 1", "NUAA-SIRST"), ("HMG", "NUAA-SIRST"), ("coarse points", "NUAA-SIRST")]
+    files = [str(folder / f"{name}.safetensors") for name in ("stage1", "stage2", "coarse1", "coarse")]
+    found = sort_checkpoints(files, "SIRST3", "lesps")
+    assert [one.row for one in found] == ["stage 1", "HMG", "stage 1, coarse points", "coarse points"]
+    assert {one.dataset for one in found} == {"NUAA-SIRST"}
     weights = tmp_path / "theirs.pth"
     torch.save(build_model("acm").state_dict(), weights)
     (one,) = sort_checkpoints([f"LESPS={weights}"], "SIRST3", "lesps")
