@@ -29,7 +29,8 @@ from hmg_gpu.inference import PADDINGS
 from hmg_gpu.paper import Report, paper_points, sort_checkpoints
 from hmg_gpu.prediction import open_images, predict_masks
 from hmg_gpu.provenance import provenance
-from hmg_gpu.report import bar, mask_table, say, size_table, sweep_csv
+from hmg_gpu.report import bar, mask_table, say, size_table, steps, sweep_csv
+from hmg_gpu.student import METHODS, Student, learned_student
 
 CURVE = (0.01, 0.02, *(step / 20 for step in range(1, 20)), 0.98, 0.99)  # thresholds of the detector's curves
 
@@ -54,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def masks(options: argparse.Namespace, console: Console) -> None:
-    """Quality of pseudo masks on a split: PMG, P_g only, and with --checkpoint every mask of the updating process."""
+    """Quality of pseudo masks on a split: PMG, P_g only, a student's, with --checkpoint all of the updating process."""
     data, pmg, network, folder = open_all(options, console)
     evaluation.require_truth(data)
-    rows = evaluation.measure_masks(data, pmg, get_masks(options, console, data, pmg, network))
+    rows = evaluation.measure_masks(data, pmg, get_masks(options, console, data, pmg, network, folder))
     console.print(mask_table(f"Masks of {data.dataset} {data.split} ({len(data)} images, {options.points})", rows))
     console.print(size_table(rows))
     save(folder / "masks.json", options, console, data, network, pmg, rows=rows)
@@ -118,7 +119,7 @@ def show(options: argparse.Namespace, console: Console) -> None:
     """Masks side by side over the images, with IoU and an enlarged target: spread, worst, best, joined, or by name."""
     evaluation.at_least(1, count=options.count, zoom=options.zoom)
     data, pmg, network, folder = open_all(options, console)
-    kinds = get_masks(options, console, data, pmg, network)
+    kinds = get_masks(options, console, data, pmg, network, folder)
     last, mask = list(kinds.items())[-1]
     chosen = evaluation.choose_images(data, mask, options.pick, options.count, options.names)
     path = folder / f"{'names' if options.names else options.pick}.png"
@@ -191,10 +192,15 @@ def open_network(options: argparse.Namespace, own: Callable[[], tuple[float, flo
 
 
 def get_masks(
-    options: argparse.Namespace, console: Console, data: ImageSet, pmg: dict, network: Network | None
+    options: argparse.Namespace, console: Console, data: ImageSet, pmg: dict, network: Network | None, folder: Path
 ) -> dict[str, torch.Tensor]:
+    student = None
+    if options.method == "learned" or options.student:
+        with steps(console, "student") as advance:
+            path = options.student or learned_student(data, folder / "student.safetensors", progress=advance, **pmg)
+        student = Student.load(path, data.images.device)
     with bar(console, "masks", len(data)) as advance:
-        return evaluation.collect_masks(data, pmg, options.masks, network, options.radius, advance)
+        return evaluation.collect_masks(data, pmg, options.masks, network, options.radius, advance, student)
 
 
 def describe(options: argparse.Namespace, network: Network | None, pmg: dict) -> dict[str, Any]:
@@ -225,6 +231,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = adder(commands)
 
     one = add(masks, "--data data/NUDT-SIRST --points masks_coarse", split="train")
+    one("--method", choices=METHODS, default="pmg", help="learned: also the masks of a student trained on PMG's")
+    one("--student", type=Path, metavar="FILE", help="also the masks of a student trained before")
     one("--masks", nargs="*", default=[], metavar="FOLDER", help="also the masks NAME.png in these folders")
 
     one = add(detector, f"--data data/NUAA-SIRST {weights}", split="test")
@@ -235,6 +243,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     one("--values", nargs="+", type=float, help="its values (default: those of the paper's figures)")
 
     one = add(show, "--data data/NUAA-SIRST --pick worst --count 4", split="train")
+    one("--method", choices=METHODS, default="pmg", help="learned: also the masks of a student trained on PMG's")
+    one("--student", type=Path, metavar="FILE", help="also the masks of a student trained before")
     one("--masks", nargs="*", default=[], metavar="FOLDER", help="also the masks NAME.png in these folders")
     one("--pick", default="spread", choices=(*PICKS, "joined"), help="images by the IoU of the last mask, or those "
         "where one component covers two targets (default: %(default)s)")  # fmt: skip

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from hmg_gpu.checkpoints import PREVIOUS, read_description, recover
@@ -37,6 +45,7 @@ HELP = {
     "data": "a data set's folder (images/, masks_centroid/, img_idx/; masks/ if there are), a packed .h5, or synthetic",
     "points": "folder of point labels inside the data set: masks_centroid or masks_coarse",
     "supervision": "points (HMG) or full (ground truth: the upper bound)",
+    "initial": "initial masks by pmg (the paper), or learned: by a small network that learns from PMG's masks first",
     "extent": "L_ep of P2B, pixels; by default 10 for NUDT-SIRST and 25 for other sets",
     "half_width": "L_dp of P2B, pixels",
     "alpha": "weight of the point's intensity in B2M",
@@ -232,7 +241,7 @@ class Screen:
             stage: self.progress.add_task(f"stage {stage + 1}", total=None, numbers="", start=False, visible=False)
             for stage in (0, 1)
         }
-        self.masks: dict[str, Any] = {}
+        self.student: TaskID | None = None
         self.log = folder / "log.jsonl"
 
     def __enter__(self) -> Screen:
@@ -250,6 +259,11 @@ class Screen:
         done, total = event["epoch"] * event["of"] + event["step"], self.settings.epochs[event["stage"]] * event["of"]
         self.progress.start_task(task)
         self.progress.update(task, completed=done, total=total, visible=True)
+
+    def on_student(self, event: dict[str, Any]) -> None:
+        if self.student is None:
+            self.student = self.progress.add_task("student", total=event["of"], numbers="")
+        self.progress.update(self.student, completed=event["step"])
 
     def on_epoch(self, event: dict[str, Any]) -> None:
         numbers = f"epoch {event['epoch']} loss {event['loss']:.3f} IoU {100 * event['iou']:.1f} %"

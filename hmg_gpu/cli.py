@@ -45,10 +45,12 @@ from .inspection import FINDINGS, NOT_COUNTED, inspect_folder
 from .parallel import Team, joined, who
 from .prediction import predict_masks
 from .provenance import provenance
-from .report import bar, peak_memory_gb, say
+from .report import bar, peak_memory_gb, say, steps
 from .size_classes import SIZE_CLASSES
+from .student import METHODS, Student, learned_student
 
 SAMPLE_PIXELS = 2**26  # held at once while the extent is chosen
+LESSONS, LESSON_PIXELS = 20_000, 2**31  # points that a student learns from, and pixels held for that
 SHEET = 8  # images on an overlay sheet
 
 
@@ -111,6 +113,14 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
             device=device,
         )
         used = {"radius": options.radius, "network": network.about(), "weights": file_digest(options.checkpoint)}
+    student = None
+    if options.student or options.method == "learned":
+        path = options.student or out / "student.safetensors"
+        if options.student is None:
+            with steps(console, "student") as advance:
+                team.first(lambda: _teach(source, device, pmg, path, advance))
+        student = Student.load(path, device)
+        used |= {"student": file_digest(path)}
     kind = "hybrid" if network else "initial"
     about = {"kind": kind, "settings": pmg | used, "batch": options.batch, "overlays": options.overlays}
     about |= source.digest()
@@ -128,7 +138,9 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
     made = 0
     with bar(console, "masks", sum(len(parts[part]) for part in todo)) as advance:
         sets = prefetch(source.read(parts[part], network and network.normalisation).to(device) for part in todo)
-        for part, (data, found) in zip(todo, predict_masks(sets, network, True, pmg, options.radius), strict=True):
+        for part, (data, found) in zip(
+            todo, predict_masks(sets, network, True, pmg, options.radius, student), strict=True
+        ):
             found = found.cpu()
             counts = [len(data), len(connected_components(found)), int(found.sum()), int(data.host_sizes.prod(1).sum())]
             journal.begin()
@@ -273,6 +285,17 @@ def _pick_extent(options: argparse.Namespace, source: Source, device: str, pmg: 
     return extent, f"chosen from {len(part.points)} points in {len(part)} images: masks change least beyond it"
 
 
+def _teach(source: Source, device: str, pmg: dict[str, float], path: Path, advance: Any) -> None:
+    """Train a student on images evenly spread over the source, as many as hold ``LESSONS`` points."""
+    marked = [row for row, name in enumerate(source.names) if len(source.points[name])]
+    total = sum(len(source.points[source.names[row]]) for row in marked)
+    tallest, widest = (max(source.sizes[row][axis] for row in marked) for axis in (0, 1))
+    count = min(len(marked), LESSON_PIXELS // (tallest * widest), LESSONS * len(marked) // total)
+    chosen = [marked[round(step)] for step in np.linspace(0, len(marked) - 1, max(1, count))]
+    data = source.read(list(dict.fromkeys(chosen))).to(device)
+    learned_student(data, path, progress=advance, **pmg)
+
+
 def _write_masks(folder: Path, data: ImageSet, found: torch.Tensor) -> None:
     def write(row: int) -> None:
         height, width = data.sizes[row].tolist()
@@ -329,6 +352,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     one.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out, or begin one")
     one.add_argument("--coco", choices=FORMS, help="also write coco.json")
     one.add_argument("--overlays", action="store_true", help="also draw the masks over the images, in overlays/")
+    one.add_argument("--method", choices=METHODS, default="pmg", help="learned: by a student trained on PMG's masks")
+    one.add_argument("--student", type=Path, metavar="FILE", help="learned, by a student trained before")
     one.add_argument("--extent", type=_extent, default="auto", help="L_ep of P2B in pixels, or auto (the default)")
     one.add_argument("--half-width", type=_whole, default=4, help="L_dp of P2B, pixels (default: %(default)s)")
     one.add_argument("--alpha", type=_share, default=0.15, help="weight of the point in B2M (default: %(default)s)")

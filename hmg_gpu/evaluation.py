@@ -26,6 +26,7 @@ from .metrics import DetectionMetrics
 from .own_masks import global_mask
 from .pmg import point_to_mask
 from .size_classes import joined_targets, size_classes, size_classes_of
+from .student import Student
 from .training import measure
 from .update import false_alarm_filter, retrieve_missed, update
 
@@ -186,8 +187,10 @@ def read_masks(folder: str | Path, data: ImageSet) -> Tensor:
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def initial_mask(data: ImageSet, pmg: Pmg) -> Tensor:
-    """PMG on a whole set: bool [N, H, W]."""
+def initial_mask(data: ImageSet, pmg: Pmg, student: Student | None = None) -> Tensor:
+    """The masks of a whole set's points, by PMG or by a student: bool [N, H, W]."""
+    if student is not None:
+        return student.masks(data, **pmg)
     return point_to_mask(data.images, data.points, sizes=data.sizes, **pmg)
 
 
@@ -212,8 +215,11 @@ def collect_masks(
     network: Network | None = None,
     radius: int = 30,
     progress: Progress | None = None,
+    student: Student | None = None,
 ) -> dict[str, Tensor]:
     """All masks of a set that can be had: PMG's from its points, others from folders, those of the updating process.
+
+    With a student its masks are "learned", and the updating process starts from them.
 
     Returns:
         name -> bool [N, H, W]; the last one is the furthest along the process.
@@ -222,9 +228,12 @@ def collect_masks(
         InputError: there is none.
     """
     masks = {"initial": initial_mask(data, pmg)} if len(data.points) else {}
+    if student is not None and masks:
+        masks["learned"] = student.masks(data, **pmg)
+    start = list(masks)[-1:]
     masks |= {Path(folder).name: read_masks(folder, data) for folder in folders}
     if network is not None:
-        initial = masks.get("initial", torch.zeros_like(data.images, dtype=torch.bool))
+        initial = masks[start[0]] if start else torch.zeros_like(data.images, dtype=torch.bool)
         masks |= updating_masks(network, data, initial, radius, progress)
     if not masks:
         raise InputError(

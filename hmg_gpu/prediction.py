@@ -13,6 +13,7 @@ from .data import NORMALISATION, ImageSet, find_images, load_images, read_image,
 from .data.source import SYNTHETIC
 from .errors import InputError
 from .evaluation import Network, Pmg, at_least, initial_mask, load_set
+from .student import Student
 from .update import update
 
 
@@ -89,6 +90,7 @@ def predict_masks(
     prompt: bool,
     pmg: Pmg,
     radius: int,
+    student: Student | None = None,
 ) -> Iterator[tuple[ImageSet, Tensor]]:
     """Masks for images with a network, with points, or with both (point prompt, HMG Sec. 4.5.1).
 
@@ -97,15 +99,16 @@ def predict_masks(
         network: None: PMG from the points alone.
         prompt: correct the predictions by the points; an image without points then has an empty mask.
         radius: r of FAF in pixels.
+        student: makes the masks of the points in PMG's place.
 
     Yields:
         Each set and bool [b, H, W].
     """
     for data in batches:
         if network is None:
-            yield data, initial_mask(data, pmg)
+            yield data, initial_mask(data, pmg, student)
             continue
         masks = network.predict(data)
         if prompt:
-            masks = update(masks, initial_mask(data, pmg), data.points, radius=radius, sizes=data.sizes)
+            masks = update(masks, initial_mask(data, pmg, student), data.points, radius=radius, sizes=data.sizes)
         yield data, masks

@@ -88,3 +88,12 @@ def bar(console: Console, text: str, total: int) -> Iterator[Callable[[int], Non
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def steps(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
+    """As :func:`bar` where the total comes with each call: ``advance(3, 100)``."""
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)

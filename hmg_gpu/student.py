@@ -10,10 +10,13 @@ Crops are gathered on the device for a whole batch of points at once; nothing in
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,8 @@ from .models.crop_net import CropNet, distance_maps
 from .own_masks import masks_around
 from .provenance import provenance
 
+METHODS = ("pmg", "learned")  # of making initial masks
+GROUP = 4096  # points whose masks are held at a time
 NETS = 256  # crops at a time through a network that does not train
 
 
@@ -149,21 +154,55 @@ class Student:
             result[first : first + len(part)] = total / (len(views) * len(self.networks))
         return result
 
-    def masks(self, images: Tensor, points: Tensor, fallback: Tensor, *, sizes: Tensor | None = None) -> Tensor:
-        """Masks of a batch, united per image.
+    def masks(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
+        """Masks of a set, united per image.
+
+        PMG's mask of a point stays where the student finds nothing at the point, and where its mask reaches the
+        window's edge: such a target is larger than the crop.
 
         Args:
-            images, points, sizes: as :meth:`probabilities`.
-            fallback: bool [P, 2 R + 1, 2 R + 1], PMG's mask of each point, see
-                :func:`hmg_gpu.own_masks.masks_around`. It stays where the student finds nothing at the point, and where
-                its mask reaches the window's edge: such a target is larger than the crop.
+            data: images and points; its ground truth is not looked at.
+            extent, half_width, alpha: of PMG.
 
         Returns:
-            bool [B, H, W].
+            bool [N, H, W].
         """
-        sizes = full_sizes(images) if sizes is None else sizes
-        own = choose(self.probabilities(images, points, sizes=sizes), fallback)
-        return paste(own, points, images.shape, sizes)
+        masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
+        for points in data.points.split(GROUP):
+            part = replace(data, points=points)
+            fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
+            own = choose(self.probabilities(data.images, points, sizes=data.sizes), fallback)
+            masks |= paste(own, points, data.images.shape, data.sizes)
+        return masks
+
+
+def learned_student(
+    data: ImageSet,
+    path: Path,
+    *,
+    settings: StudentSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **pmg: float,
+) -> Path:
+    """Train a student on a set and save it at ``path``, unless the file there learned from the same points already.
+
+    Args:
+        data: images and points.
+        settings, progress: as :func:`train_student`.
+        pmg: extent, half_width, alpha.
+
+    Returns:
+        ``path``.
+    """
+    settings = settings or StudentSettings()
+    points = hashlib.sha256(json.dumps([data.names, data.points.tolist()]).encode()).hexdigest()
+    about = {"learned_from": {"points": points, "images": len(data)} | pmg}
+    if path.exists():
+        known = read_description(path) or {}
+        if known.get("learned_from") == about["learned_from"] and known.get("student") == asdict(settings):
+            return path
+    train_student(data, settings=settings, progress=progress, **pmg).save(path, about)
+    return path
 
 
 def full_sizes(images: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from .parallel import ALONE, Team
 from .pmg import point_to_mask
 from .provenance import provenance
 from .step import WAYS, TrainingStep, check_step, in_channels_last, synchronised
+from .student import METHODS, Student, StudentSettings, learned_student
 from .update import false_alarm_filter, retrieve_missed, update
 
 STAGES = ("stage 1", "stage 2")
@@ -51,6 +52,7 @@ class Settings:
     data: str = "synthetic"  # a data set's folder, a packed .h5 store, or "synthetic" for the embedded scenes
     points: str = "masks_centroid"  # folder of point labels inside the data set: masks_centroid or masks_coarse
     supervision: str = "points"  # "points": HMG; "full": train on the ground truth, the upper bound
+    initial: str = "pmg"  # initial masks: the paper's, or "learned": by a student that learned from PMG's masks
     extent: int = 25  # L_ep of P2B
     half_width: int = 4  # L_dp of P2B
     alpha: float = 0.15  # weight of the point's intensity in B2M
@@ -81,6 +83,7 @@ class Settings:
                 raise InputError(f"{field.name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
         choices = {
             "supervision": ("points", "full"),
+            "initial": METHODS,
             "model": ("acm", "dnanet"),
             "loss": ("image", "batch"),
             "stage2": ("continue", "scratch"),
@@ -117,7 +120,7 @@ class Settings:
         """Settings read from a file; unknown and missing names are refused."""
         if not isinstance(values, dict):
             raise InputError(f"settings: expected an object of names and values, got {type(values).__name__}")
-        values = {"step": "eager"} | values  # a run from before there was a choice
+        values = {"step": "eager", "initial": "pmg"} | values  # a run from before there was a choice
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
             raise InputError(
@@ -140,7 +143,8 @@ class Training:
         test: test images with ground truth on the same device, or None.
         folder: where checkpoints go.
         report: called with every event as a dict with the key ``event``: "step" (position only), "epoch" (a row of the
-            log), "message" (plain words), "masks" (table of the stage border), "test" (metrics on the test set).
+            log), "student" (its position), "message" (plain words), "masks" (table of the stage border), "test"
+            (metrics on the test set).
         team: the processes that share the work. Every rank holds the whole set and reports every event; rank 0 alone
             writes files. Weights, masks and numbers are the same on all ranks, but not those of another number of
             ranks: on the CPU batch norm sees a rank's own rows only, and dropout is drawn by every rank for itself.
@@ -176,17 +180,30 @@ class Training:
         if settings.supervision == "full":
             self.initial = train.masks
         else:
-            self.initial = point_to_mask(
-                train.images,
-                train.points,
-                extent=settings.extent,
-                half_width=settings.half_width,
-                alpha=settings.alpha,
-                sizes=train.sizes,
-            )
+            self.initial = self._initial_masks()
             team.same([self.initial.view(torch.uint8)])
         self.masks = self.initial
         self._new_network()
+
+    def _initial_masks(self) -> Tensor:
+        """PMG's masks of the training points, or those of a student, which is kept in ``folder``."""
+        settings, train = self.settings, self.train
+        pmg = {"extent": settings.extent, "half_width": settings.half_width, "alpha": settings.alpha}
+        if settings.initial == "pmg":
+            return point_to_mask(train.images, train.points, sizes=train.sizes, **pmg)
+        path = self.folder / "student.safetensors"
+        start = time.perf_counter()
+
+        def learn() -> None:
+            def step(done: int, total: int) -> None:
+                self.report({"event": "student", "step": done, "of": total})
+
+            learned_student(train, path, settings=StudentSettings(seed=settings.seed), progress=step, **pmg)
+
+        self.team.first(learn)
+        masks = Student.load(path, self.device).masks(train, **pmg)
+        self.report({"event": "message", "text": f"initial masks by a student, {time.perf_counter() - start:.0f} s"})
+        return masks
 
     @property
     def totals(self) -> Tensor:

@@ -32,6 +32,7 @@ from .errors import InputError
 from .extent import choose_extent
 from .inference import predict_logits, share, to_device
 from .pmg import point_to_mask
+from .student import METHODS, Student, train_student
 from .update import near_a_point, update
 
 Output = str | Callable[[Any], Tensor]
@@ -51,6 +52,8 @@ class MaskUpdater:
         data: images with points; on the device where everything happens.
         extent: L_ep in pixels; None: the paper's for the data set (10 for NUDT-SIRST, else 25); "auto": chosen from
             images and points, see :func:`hmg_gpu.extent.choose_extent`.
+        initial: where the initial masks come from: "pmg" (the paper); "learned": a student is trained on PMG's masks
+            first (minutes on a CPU); or a :class:`hmg_gpu.student.Student`, which makes them at once.
         half_width: L_dp in pixels.
         alpha: weight of the point's intensity in B2M.
         radius: r of FAF in pixels.
@@ -69,6 +72,7 @@ class MaskUpdater:
         data: ImageSet,
         *,
         extent: int | str | None = None,
+        initial: str | Student = "pmg",
         half_width: int = 4,
         alpha: float = 0.15,
         radius: int = 30,
@@ -82,10 +86,16 @@ class MaskUpdater:
             extent = default_extent(data.dataset)
         elif extent == "auto":
             extent = choose_extent(data, half_width=half_width, alpha=alpha)
+        if not isinstance(initial, Student) and initial not in METHODS:
+            raise InputError(f"initial {initial!r}: expected {', '.join(METHODS)}, or a Student")
         self.data, self.radius, self.guard = data, radius, guard
         self.settings = {"extent": extent, "half_width": half_width, "alpha": alpha}
         with torch.inference_mode(False):
-            self.initial = point_to_mask(data.images, data.points, sizes=data.sizes, **self.settings)
+            if initial == "pmg":
+                self.initial = point_to_mask(data.images, data.points, sizes=data.sizes, **self.settings)
+            else:
+                student = train_student(data, **self.settings) if initial == "learned" else initial
+                self.initial = student.masks(data, **self.settings)
             self.masks = self.initial.clone()
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from refusal import refused
 from tiny import SIZES, tiny_set, write_folder
 
-from hmg_gpu import own_masks
+import eval as script
+from hmg_gpu import MaskUpdater, own_masks
 from hmg_gpu import student as module
-from hmg_gpu.data import ImageSet, load_folder
+from hmg_gpu.cli import main
+from hmg_gpu.data import ImageSet, load_folder, load_images, read_mask
 from hmg_gpu.own_masks import masks_around
 from hmg_gpu.student import (
     Student,
@@ -26,6 +29,7 @@ from hmg_gpu.student import (
     train_student,
     unturn,
 )
+from hmg_gpu.training import Settings, Training
 
 QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4)
 
@@ -169,11 +173,13 @@ def test_batches_of_points_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     learned = train_student(data, extent=8, settings=QUICK)
     whole = learned.probabilities(data.images, data.points, sizes=data.sizes)
     fallback = masks_around(data, QUICK.radius, extent=8)
+    masks = learned.masks(data, extent=8)
     monkeypatch.setattr(module, "NETS", 2)
+    monkeypatch.setattr(module, "GROUP", 2)
     monkeypatch.setattr(own_masks, "_GROUP_PIXELS", 1)
     torch.testing.assert_close(learned.probabilities(data.images, data.points, sizes=data.sizes), whole)
     again = masks_around(data, QUICK.radius, extent=8)
-    assert torch.equal(again, fallback)
+    assert torch.equal(again, fallback) and torch.equal(learned.masks(data, extent=8), masks)
 
 
 def test_rounds_members_and_several_sets() -> None:
@@ -182,12 +188,7 @@ def test_rounds_members_and_several_sets() -> None:
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     learned = train_student(sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place))
     assert seen == [(step, 12) for step in range(1, 13)] and len(learned.networks) == 2
-    found = learned.masks(
-        sets[0].images,
-        sets[0].points,
-        masks_around(sets[0], settings.radius, extent=8),
-        sizes=sets[0].sizes,
-    )
+    found = learned.masks(sets[0], extent=8)
     assert found.shape == sets[0].images.shape
     assert bool(found[sets[0].points[:, 0], sets[0].points[:, 1], sets[0].points[:, 2]].any())
 
@@ -236,3 +237,75 @@ def test_refusals(tmp_path: Path) -> None:
     learned.networks[0].head.bias.data.fill_(float("nan"))
     learned.save(path)
     refused(lambda: Student.load(path), str(path), "weights of member 0")
+
+
+# ---- where initial masks are made -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every student of the commands as small as the tests'."""
+    monkeypatch.setattr(StudentSettings.__init__, "__defaults__", tuple(asdict(QUICK).values()))
+
+
+def learned_masks(data: ImageSet, **pmg: float) -> torch.Tensor:
+    data.masks = None
+    return train_student(data, settings=QUICK, **pmg).masks(data, **pmg)
+
+
+def test_updater_starts_from_learned_masks(quick: None) -> None:
+    data = tiny_set()
+    wanted = learned_masks(data, extent=8)
+    updater = MaskUpdater(data, extent=8, initial="learned")
+    assert torch.equal(updater.initial, wanted)
+    student = train_student(data, extent=8, settings=QUICK)
+    assert torch.equal(MaskUpdater(data, extent=8, initial=student).initial, wanted)
+    refused(lambda: MaskUpdater(data, initial="magic"), "initial 'magic'", "pmg, learned")
+
+
+def test_training_keeps_its_student_and_resumes_with_it(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny_set()
+    settings = Settings(initial="learned", epochs=(1, 0), batch_size=3, patch_size=32, extent=8)
+    events = []
+    training = Training(settings, data, None, tmp_path, events.append)
+    assert [event["step"] for event in events if event["event"] == "student"] == [1, 2, 3]
+    assert torch.equal(training.initial, learned_masks(tiny_set(), extent=8))
+    training.save()
+
+    def never(*arguments: object, **more: object) -> None:
+        raise AssertionError("the student is there already")
+
+    monkeypatch.setattr(module, "train_student", never)
+    again = Training(settings, data, None, tmp_path, events.append)
+    again.resume()
+    assert torch.equal(again.initial, training.initial)
+    data.points[0, 1] += 1  # other points: another student
+    with pytest.raises(AssertionError, match="there already"):
+        Training(settings, data, None, tmp_path, events.append)
+
+
+def test_command_makes_learned_masks_and_applies_a_saved_student(quick: None, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "tiny")
+    images = ("--images", root / "images", "--points", root / "masks_centroid", "--extent", "8", "--batch", "3")
+    data = load_images(root / "images", points=root / "masks_centroid")
+    wanted = learned_masks(data, extent=8)
+    assert main(list(map(str, ("masks", *images, "--method", "learned", "--out", tmp_path / "a")))) == 0
+    student = tmp_path / "a" / "student.safetensors"
+    assert main(list(map(str, ("masks", *images, "--student", student, "--out", tmp_path / "b")))) == 0
+    for index, (name, (height, width)) in enumerate(zip(data.names, data.sizes.tolist(), strict=True)):
+        for folder in ("a", "b"):
+            found = read_mask(tmp_path / folder / f"{name}.png", (height, width))
+            assert np.array_equal(found, wanted[index, :height, :width].numpy())
+
+
+def test_measured_beside_pmg(quick: None, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "tiny")
+    assert script.main(["masks", "--data", str(root), "--method", "learned", "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "masks.json").read_text())["rows"]
+    assert list(rows) == ["initial", "P_g only", "learned"]
+    data = load_folder(root, "train")
+    truth = data.masks
+    masks = learned_masks(data, extent=25)
+    assert rows["learned"]["iou"] == pytest.approx(float((masks & truth).sum() / (masks | truth).sum()))
