@@ -88,7 +88,8 @@ def main() -> int:
         ("masks on disk, PNG", figures["mask_bytes"], "GB", 1e-9),
     ):
         table.add_row(name, f"{value * factor:.2f} {unit}", f"{value * factor * scale:.0f} {unit}")
-    table.add_row("peak memory of the masks' process", f"{figures['masks_peak_gb']:.2f} GB", "")
+    # A process begins with the peak of the one that started it, so this is a bound for the masks.
+    table.add_row("peak memory of both, at most", f"{figures['masks_peak_gb']:.2f} GB", "")
     Console().print(table)
     if options.json:
         write_json(options.json, figures)
