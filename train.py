@@ -50,6 +50,7 @@ HELP = {
     "half_width": "L_dp of P2B, pixels",
     "alpha": "weight of the point's intensity in B2M",
     "radius": "r of FAF, pixels",
+    "fusion": "union of initial mask and filtered prediction (the paper), or soft: by their probabilities",
     "model": "acm or dnanet",
     "output_bias": "logit that the output layer starts from (-4: 2 %% foreground); 0 for an even start",
     "loss": "soft-IoU averaged over the images, or summed over the batch",

@@ -116,7 +116,9 @@ def plot_sweep(path: str | os.PathLike, case: Case, figures: Sequence[Figure], f
     axes.minorticks_off()
     axes.set_title("\n".join(textwrap.wrap(case.what, 100)), fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8, columnspacing=1)
+    sheet.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8, columnspacing=1
+    )
     with write_beside(path) as temporary:
         sheet.savefig(temporary, format="png")
 

@@ -2,7 +2,7 @@
 
 from .errors import HMGError, InputError
 from .pmg import box_to_mask, point_to_box, point_to_mask, point_to_probability
-from .update import false_alarm_filter, retrieve_missed, update
+from .update import false_alarm_filter, retrieve_missed, soft_update, update
 from .updater import MaskUpdater
 
 __version__ = "0.1.0"
@@ -17,5 +17,6 @@ __all__ = [
     "point_to_mask",
     "point_to_probability",
     "retrieve_missed",
+    "soft_update",
     "update",
 ]

@@ -153,6 +153,7 @@ def predict(
     data: ImageSet,
     *,
     threshold: float = 0.5,
+    soft: bool = False,
     progress: Callable[[int], None] | None = None,
     team: Team = ALONE,
     **settings,
@@ -161,6 +162,7 @@ def predict(
 
     Args:
         threshold: between 0 and 1, exclusive.
+        soft: give the probabilities themselves: float32 [N, H, W], 0 in the padding.
         progress: called with the number of images of each finished batch.
         team: ranks that hold the same set and network and predict a :func:`share` each; all get the bits that one
             process alone would.
@@ -172,7 +174,8 @@ def predict(
     if team.ranks > 1:
         batches = {name: settings[name] for name in ("batch_size", "padding") if name in settings}
         settings["rows"] = share(data.host_sizes, team.rank, team.ranks, **batches)
-    prediction = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
+    kind = torch.float32 if soft else torch.bool
+    prediction = torch.zeros(data.images.shape, dtype=kind, device=data.images.device)
     rows = torch.arange(prediction.shape[1], device=prediction.device)[None, :, None]
     columns = torch.arange(prediction.shape[2], device=prediction.device)[None, None, :]
     with closing(predict_logits(model, data, **settings)) as parts:  # restores the network's mode whatever happens
@@ -180,9 +183,9 @@ def predict(
             chunk = to_device(chunk, prediction.device)
             size = data.sizes[chunk]
             inside = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
-            prediction[chunk] = (logits > level) & inside
+            prediction[chunk] = logits.sigmoid() * inside if soft else (logits > level) & inside
             if progress is not None:
                 progress(len(chunk))
-    if team.ranks > 1:  # every image was predicted by one rank and is False on the others
-        return team.add(prediction.to(torch.uint8)) > 0
+    if team.ranks > 1:  # every image was predicted by one rank and is False or 0 on the others
+        return team.add(prediction) if soft else team.add(prediction.to(torch.uint8)) > 0
     return prediction

@@ -175,6 +175,25 @@ class Student:
             masks |= paste(own, points, data.images.shape, data.sizes)
         return masks
 
+    def soft_masks(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
+        """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
+
+        The largest where windows overlap, 0 beyond them; where PMG's mask stays it is 0 and 1.
+        """
+        shape = data.images.shape
+        soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
+        for points in data.points.split(GROUP):
+            part = replace(data, points=points)
+            fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
+            found = self.probabilities(data.images, points, sizes=data.sizes)
+            own, usable = own_components(found >= 0.5)
+            found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
+            values = torch.where(usable[:, None, None], found, fallback.float())
+            position, inside = window_positions(points, found.shape[1], shape, data.sizes)
+            position = torch.where(inside, position, len(soft) - 1)
+            soft.scatter_reduce_(0, position.flatten(), values.flatten(), "amax")
+        return soft[:-1].view(shape)
+
 
 def learned_student(
     data: ImageSet,
@@ -268,32 +287,42 @@ def normalise(crops: Tensor) -> Tensor:
 
 def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see :meth:`Student.masks`."""
-    radius = probabilities.shape[1] // 2
-    found = connected_components(probabilities >= threshold)
-    core = slice(radius - 1, radius + 2)
-    near = torch.zeros(len(found), dtype=torch.bool, device=probabilities.device)
-    labels = found.labels()
-    touched = labels[:, core, core]
-    near[(touched[touched > 0] - 1)] = True
-    own = found.mask(near)
-    edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
-    usable = own.any(2).any(1) & ~edge
+    own, usable = own_components(probabilities >= threshold)
     return torch.where(usable[:, None, None], own, fallback)
+
+
+def own_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The components of masks [P, K, K] within a pixel of their centre, and whether they can be used: bool [P].
+
+    They cannot where there is none, or where it reaches the window's edge.
+    """
+    found = connected_components(masks)
+    centre = masks.shape[1] // 2
+    labels = found.labels()[:, centre - 1 : centre + 2, centre - 1 : centre + 2]
+    near = torch.zeros(len(found) + 1, dtype=torch.bool, device=masks.device)
+    near[labels.flatten()] = True
+    own = found.mask(near[1:])
+    edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
+    return own, own.any(2).any(1) & ~edge
 
 
 def paste(own: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
     """Unite masks around points, bool [P, K, K], in their images: bool [B, H, W]; nothing beyond ``sizes``."""
-    radius = own.shape[1] // 2
-    offset = torch.arange(-radius, radius + 1, device=own.device)
-    image, y, x = points[:, :, None, None].unbind(1)
-    rows, columns = y + offset[:, None], x + offset  # [P, K, 1], [P, 1, K]
-    limit = sizes[points[:, 0]][:, :, None, None]
-    inside = (rows >= 0) & (rows < limit[:, 0]) & (columns >= 0) & (columns < limit[:, 1])
-    position = (image * shape[1] + rows) * shape[2] + columns
+    position, inside = window_positions(points, own.shape[1], shape, sizes)
     pixels = math.prod(shape)
     canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=own.device)  # the last slot takes what is outside
     canvas.scatter_(0, torch.where(own & inside, position, pixels).flatten(), True)
     return canvas[:pixels].view(tuple(shape))
+
+
+def window_positions(points: Tensor, side: int, shape: Sequence[int], sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions in a batch of the pixels around points, int64 [P, K, K], and whether they lie in the image."""
+    offset = torch.arange(side, device=points.device) - side // 2
+    image, y, x = points[:, :, None, None].unbind(1)
+    rows, columns = y + offset[:, None], x + offset  # [P, K, 1], [P, 1, K]
+    limit = sizes[points[:, 0]][:, :, None, None]
+    inside = (rows >= 0) & (rows < limit[:, 0]) & (columns >= 0) & (columns < limit[:, 1])
+    return (image * shape[1] + rows) * shape[2] + columns, inside
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -35,13 +35,14 @@ from .inference import predict, to_device
 from .metrics import DetectionMetrics
 from .models import build_model
 from .parallel import ALONE, Team
-from .pmg import point_to_mask
+from .pmg import point_to_mask, point_to_probability
 from .provenance import provenance
 from .step import WAYS, TrainingStep, check_step, in_channels_last, synchronised
 from .student import METHODS, Student, StudentSettings, learned_student
-from .update import false_alarm_filter, retrieve_missed, update
+from .update import false_alarm_filter, soft_update, update
 
 STAGES = ("stage 1", "stage 2")
+STUDENT = "student.safetensors"  # in a run's folder, where its initial masks are learned
 STATE = {"totals", "masks.current"}  # what a checkpoint needs besides weights so that a run can go on
 
 
@@ -57,6 +58,7 @@ class Settings:
     half_width: int = 4  # L_dp of P2B
     alpha: float = 0.15  # weight of the point's intensity in B2M
     radius: int = 30  # r of FAF
+    fusion: str = "union"  # of initial mask and prediction: the paper's union (MDR), or "soft": by their probabilities
     model: str = "acm"  # acm or dnanet
     output_bias: float = -4.0  # foreground prior of the output layer as a logit; 0 for an even start
     loss: str = "image"  # soft-IoU averaged over images, or "batch": summed over the batch (BasicIRSTD)
@@ -84,6 +86,7 @@ class Settings:
         choices = {
             "supervision": ("points", "full"),
             "initial": METHODS,
+            "fusion": ("union", "soft"),
             "model": ("acm", "dnanet"),
             "loss": ("image", "batch"),
             "stage2": ("continue", "scratch"),
@@ -120,7 +123,7 @@ class Settings:
         """Settings read from a file; unknown and missing names are refused."""
         if not isinstance(values, dict):
             raise InputError(f"settings: expected an object of names and values, got {type(values).__name__}")
-        values = {"step": "eager", "initial": "pmg"} | values  # a run from before there was a choice
+        values = {"step": "eager", "initial": "pmg", "fusion": "union"} | values  # a run from before there was a choice
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
             raise InputError(
@@ -185,25 +188,35 @@ class Training:
         self.masks = self.initial
         self._new_network()
 
+    @property
+    def _pmg(self) -> dict[str, float]:
+        return {"extent": self.settings.extent, "half_width": self.settings.half_width, "alpha": self.settings.alpha}
+
     def _initial_masks(self) -> Tensor:
         """PMG's masks of the training points, or those of a student, which is kept in ``folder``."""
-        settings, train = self.settings, self.train
-        pmg = {"extent": settings.extent, "half_width": settings.half_width, "alpha": settings.alpha}
-        if settings.initial == "pmg":
-            return point_to_mask(train.images, train.points, sizes=train.sizes, **pmg)
-        path = self.folder / "student.safetensors"
+        train = self.train
+        if self.settings.initial == "pmg":
+            return point_to_mask(train.images, train.points, sizes=train.sizes, **self._pmg)
         start = time.perf_counter()
 
         def learn() -> None:
             def step(done: int, total: int) -> None:
                 self.report({"event": "student", "step": done, "of": total})
 
-            learned_student(train, path, settings=StudentSettings(seed=settings.seed), progress=step, **pmg)
+            settings = StudentSettings(seed=self.settings.seed)
+            learned_student(train, self.folder / STUDENT, settings=settings, progress=step, **self._pmg)
 
         self.team.first(learn)
-        masks = Student.load(path, self.device).masks(train, **pmg)
+        masks = Student.load(self.folder / STUDENT, self.device).masks(train, **self._pmg)
         self.report({"event": "message", "text": f"initial masks by a student, {time.perf_counter() - start:.0f} s"})
         return masks
+
+    def _soft_initial(self) -> Tensor:
+        """The probabilities behind the initial masks: float32 [N, H, W]."""
+        train = self.train
+        if self.settings.initial == "pmg":
+            return point_to_probability(train.images, train.points, sizes=train.sizes, **self._pmg)
+        return Student.load(self.folder / STUDENT, self.device).soft_masks(train, **self._pmg)
 
     @property
     def totals(self) -> Tensor:
@@ -307,11 +320,16 @@ class Training:
     def _corrected(self, table: bool = False) -> Tensor:
         """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
         train, radius = self.train, self.settings.radius
-        prediction = self._predict(train)
+        if self.settings.fusion == "soft":
+            probability = self._predict(train, soft=True)
+            prediction = probability > 0.5
+            hybrid = soft_update(probability, self._soft_initial(), train.points, radius=radius, sizes=train.sizes)
+        else:
+            prediction = self._predict(train)
+            hybrid = update(prediction, self.initial, train.points, radius=radius, sizes=train.sizes)
         if not table:
-            return update(prediction, self.initial, train.points, radius=radius, sizes=train.sizes)
+            return hybrid
         filtered = false_alarm_filter(prediction, train.points, radius=radius, sizes=train.sizes)
-        hybrid = retrieve_missed(self.initial, filtered)
         kinds = {"initial": self.initial, "prediction": prediction, "filtered": filtered, "hybrid": hybrid}
         if train.masks is not None:
             self.results["masks"] = {name: measure(masks, train) for name, masks in kinds.items()}
@@ -319,11 +337,11 @@ class Training:
         self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
         return hybrid
 
-    def _predict(self, data: ImageSet) -> Tensor:
+    def _predict(self, data: ImageSet, *, soft: bool = False) -> Tensor:
         self._share_statistics()
         # The statistics of the training set belong to the network and are used on the test set, too.
         normalisation = {"mean": self.train.mean, "std": self.train.std}
-        return predict(self.model, data, autocast=self.settings.bf16, team=self.team, **normalisation)
+        return predict(self.model, data, soft=soft, autocast=self.settings.bf16, team=self.team, **normalisation)
 
     def _share_statistics(self) -> None:
         """The running statistics of batch norm are rank 0's on all ranks; while training, nothing depends on them."""

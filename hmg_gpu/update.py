@@ -98,6 +98,51 @@ def update(
     return retrieve_missed(initial, false_alarm_filter(prediction, points, radius=radius, sizes=sizes))
 
 
+@torch.no_grad()
+def soft_update(
+    probability: Tensor,
+    initial: Tensor,
+    points: Tensor,
+    *,
+    radius: int = 30,
+    weight: float = 0.7,
+    threshold: float = 0.5,
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """Correct soft initial masks by a network's probabilities (beyond the paper, in the place of MDR's union).
+
+        hybrid = weight * initial + (1 - weight) * probability >= 0.5    where initial > 0, that is inside a box
+        hybrid = FAF(probability > threshold)                            elsewhere
+
+    The union can only add to the initial masks; here a network that disagrees strongly can take a doubtful pixel away.
+    Where ``initial`` is at least 0.5 / ``weight``, no prediction can.
+
+    Args:
+        probability: floating point [B, H, W] in 0 to 1, the network's output after a sigmoid; NaN counts as 0.
+        initial: float32 [B, H, W] from :func:`hmg_gpu.point_to_probability`; 0 outside the boxes.
+        points, radius, sizes: as :func:`false_alarm_filter`.
+        weight: of ``initial``, 0 to 1.
+        threshold: probability above which a pixel outside the boxes is foreground.
+
+    Returns:
+        bool [B, H, W]; nothing in the padding.
+
+    Raises:
+        TypeError: an argument is not floating point.
+        ValueError: the shapes differ, weight or threshold lie outside 0 to 1, or as :func:`false_alarm_filter`.
+    """
+    for name, value in (("probability", probability), ("initial", initial)):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected floating point, got {value.dtype}; pass probabilities, not masks")
+    check_same(probability, initial, "probability", "initial")
+    if not (0 <= weight <= 1 and 0 <= threshold <= 1):
+        raise ValueError(f"weight {weight}, threshold {threshold}: expected numbers from 0 to 1")
+    probability = probability.float().nan_to_num(nan=0.0)
+    filtered = false_alarm_filter(probability > threshold, points, radius=radius, sizes=sizes)
+    fused = weight * initial + (1 - weight) * probability >= 0.5
+    return torch.where(initial > 0, fused, filtered)
+
+
 def near_a_point(components: Components, points: Tensor, radius: int, sizes: Tensor | None = None) -> Tensor:
     """Which components FAF keeps: bool [K]."""
     batch, height, width = components.shape

@@ -31,13 +31,14 @@ from .data.store import load_store
 from .errors import InputError
 from .extent import choose_extent
 from .inference import predict_logits, share, to_device
-from .pmg import point_to_mask
+from .pmg import point_to_mask, point_to_probability
 from .student import METHODS, Student, train_student
-from .update import near_a_point, update
+from .update import near_a_point, soft_update, update
 
 Output = str | Callable[[Any], Tensor]
 Key = str | os.PathLike | int | Tensor | Sequence
 
+FUSIONS = ("union", "soft")
 HYBRID, PREDICTION = 1, 2  # bits of a plane
 NON_FINITE, OUTSIDE, IGNORED = range(3)  # columns of the counts
 
@@ -57,6 +58,8 @@ class MaskUpdater:
         half_width: L_dp in pixels.
         alpha: weight of the point's intensity in B2M.
         radius: r of FAF in pixels.
+        fusion: "union" (the paper's MDR), or "soft": :func:`hmg_gpu.soft_update` with PMG's probabilities, which are
+            kept beside the masks (4 bytes a pixel); a bool prediction then counts as 0 and 1.
         guard: a share of the image; a prediction with more foreground is ignored and the image's mask stays as it is.
             None (the paper): no such limit, so an all-foreground prediction can turn a whole image into foreground.
 
@@ -76,8 +79,11 @@ class MaskUpdater:
         half_width: int = 4,
         alpha: float = 0.15,
         radius: int = 30,
+        fusion: str = "union",
         guard: float | None = None,
     ):
+        if fusion not in FUSIONS:
+            raise InputError(f"fusion {fusion!r}: expected one of {', '.join(FUSIONS)}")
         if len(data.points) == 0:
             raise InputError(f"{data.dataset} {data.split}: no point label in the whole set; check the points")
         if guard is not None and not 0 < guard <= 1:
@@ -94,14 +100,20 @@ class MaskUpdater:
             if initial == "pmg":
                 self.initial = point_to_mask(data.images, data.points, sizes=data.sizes, **self.settings)
             else:
-                student = train_student(data, **self.settings) if initial == "learned" else initial
-                self.initial = student.masks(data, **self.settings)
+                initial = train_student(data, **self.settings) if initial == "learned" else initial
+                self.initial = initial.masks(data, **self.settings)
+            self.soft = self._soft_initial(initial) if fusion == "soft" else None
             self.masks = self.initial.clone()
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
         self._offsets = data.offsets.tolist()  # read once, as are the sizes, so that updates never have to
         data.host_sizes.tolist()
         self._row = {name: row for row, name in enumerate(data.names)}
+
+    def _soft_initial(self, maker: str | Student) -> Tensor:
+        if isinstance(maker, Student):
+            return maker.soft_masks(self.data, **self.settings)
+        return point_to_probability(self.data.images, self.data.points, sizes=self.data.sizes, **self.settings)
 
     @classmethod
     def from_folder(
@@ -290,7 +302,18 @@ class MaskUpdater:
         if self.guard is not None:
             ignored = prediction.sum((1, 2)) > self.guard * size.prod(1)
             prediction = prediction & ~ignored[:, None, None]
-        hybrid = update(prediction, self.initial[there], self._points(index), radius=self.radius, sizes=size)
+        if self.soft is None:
+            hybrid = update(prediction, self.initial[there], self._points(index), radius=self.radius, sizes=size)
+        else:
+            plain = bounded or values.dtype == torch.bool
+            hybrid = soft_update(
+                values.float() if plain else values.sigmoid(),
+                self.soft[there],
+                self._points(index),
+                radius=self.radius,
+                threshold=level if plain else 1 / (1 + math.exp(-level)),
+                sizes=size,
+            )
         hybrid = torch.where(ignored[:, None, None], self.masks[there], hybrid)
         planes = hybrid.to(torch.uint8) * HYBRID + prediction.to(torch.uint8) * PREDICTION
         return planes, torch.stack((non_finite, outside, ignored.long()), dim=1)
@@ -395,7 +418,8 @@ class MaskUpdater:
         )
 
     def _all_settings(self) -> dict[str, Any]:
-        return self.settings | {"radius": self.radius, "guard": self.guard}
+        fusion = "union" if self.soft is None else "soft"
+        return self.settings | {"radius": self.radius, "fusion": fusion, "guard": self.guard}
 
     # --- helpers ---
 

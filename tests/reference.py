@@ -198,3 +198,17 @@ def detection_metrics(pairs: Iterable[tuple[NDArray, NDArray]], distance: float 
         "fa": ratio(false_alarm_pixels, pixels),
         "pixel_fa": ratio(wrong_pixels, pixels),
     }
+
+
+# ---- beyond the paper -----------------------------------------------------------------------------------------------
+
+
+def soft_update(
+    probability: NDArray, initial: NDArray, points: Iterable[Point], radius: int = 30, weight: float = 0.7
+) -> NDArray:
+    """Inside a box (initial > 0) the two probabilities are averaged, elsewhere the prediction is filtered."""
+    filtered = false_alarm_filter(probability > 0.5, points, radius)
+    hybrid = filtered.copy()
+    for y, x in zip(*np.nonzero(initial > 0), strict=True):
+        hybrid[y, x] = weight * initial[y, x] + (1 - weight) * probability[y, x] >= 0.5
+    return hybrid

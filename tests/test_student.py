@@ -182,6 +182,17 @@ def test_batches_of_points_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(again, fallback) and torch.equal(learned.masks(data, extent=8), masks)
 
 
+def test_soft_masks_lie_behind_the_masks() -> None:
+    data = tiny_set()
+    learned = train_student(data, extent=8, settings=replace(QUICK, steps=40))
+    soft = learned.soft_masks(data, extent=8)
+    assert soft.dtype == torch.float32 and float(soft.min()) >= 0 and float(soft.max()) <= 1
+    assert torch.equal(soft >= 0.5, learned.masks(data, extent=8))
+    assert bool(((soft > 0) & (soft < 0.5)).any())
+    updater = MaskUpdater(data, extent=8, initial=learned, fusion="soft")
+    assert torch.equal(updater.soft, soft) and torch.equal(updater.initial, soft >= 0.5)
+
+
 def test_rounds_members_and_several_sets() -> None:
     settings = replace(QUICK, rounds=2, members=2)
     seen = []

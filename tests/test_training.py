@@ -17,7 +17,7 @@ from refusal import refused
 from tiny import small_network, tiny_set
 from torch import Tensor, nn
 
-from hmg_gpu import point_to_mask, training
+from hmg_gpu import point_to_mask, point_to_probability, soft_update, training
 from hmg_gpu import update as correct
 from hmg_gpu.checkpoints import load_model, read_description, read_tensors, save_checkpoint
 from hmg_gpu.data import ImageSet
@@ -576,3 +576,17 @@ def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
     full = replace(BASE, supervision="full")
     refused(lambda: start(full, tmp_path, bare), "tiny: full supervision needs ground-truth masks")
     assert not list(tmp_path.iterdir())
+
+
+def test_soft_fusion_at_the_stage_border(tmp_path: Path) -> None:
+    data = tiny_set()
+    run = Training(replace(BASE, fusion="soft"), data, None, tmp_path, lambda event: None)
+    run._train_epoch()
+    found = run._corrected()
+    normalisation = {"mean": data.mean, "std": data.std}
+    probability = predict(run.model, data, soft=True, **normalisation)
+    assert probability.dtype == torch.float32 and torch.equal(probability > 0.5, predict(run.model, data))
+    pmg = {"extent": BASE.extent, "half_width": BASE.half_width, "alpha": BASE.alpha}
+    initial = point_to_probability(data.images, data.points, sizes=data.sizes, **pmg)
+    wanted = soft_update(probability, initial, data.points, radius=BASE.radius, sizes=data.sizes)
+    assert torch.equal(found, wanted)

@@ -301,3 +301,48 @@ def test_wrong_initial_masks_are_named() -> None:
         hmg_gpu.retrieve_missed(MASK, MASK[:1])
     with pytest.raises(TypeError, match=r"filtered: expected bool, got torch.float32; .*logits > 0"):
         hmg_gpu.retrieve_missed(MASK, MASK.float())
+
+
+# ---- soft fusion ----------------------------------------------------------------------------------------------------
+
+
+def test_soft_update_equals_the_reference(rng: np.random.Generator) -> None:
+    """Probabilities in steps of 1/64, exact in float32, so that both sides meet 0.5 at the same pixels."""
+    shape, sizes = (3, 25, 31), [(25, 31), (20, 22), (25, 18)]
+    probability = torch.from_numpy(rng.integers(0, 65, shape) / 64).float() ** 2
+    initial = torch.from_numpy(rng.integers(0, 65, shape) / 64 * (rng.random(shape) < 0.3)).float()
+    points = torch.tensor([[0, 3, 4], [0, 20, 22], [1, 10, 10], [2, 24, 17]])
+    initial *= valid_area(torch.tensor(sizes), probability > 0)
+    for radius, weight in ((6, 0.75), (3, 0.5), (30, 1.0), (30, 0.0)):
+        found = hmg_gpu.soft_update(
+            probability, initial, points, radius=radius, weight=weight, sizes=torch.tensor(sizes)
+        )
+        for index, (height, width) in enumerate(sizes):
+            own = points[points[:, 0] == index, 1:].tolist()
+            planes = (plane[index, :height, :width].numpy().astype(np.float64) for plane in (probability, initial))
+            wanted = reference.soft_update(*planes, own, radius, weight)
+            np.testing.assert_array_equal(found[index, :height, :width], wanted)
+            assert not found[index, height:].any() and not found[index, :, width:].any()
+
+
+def test_what_no_prediction_can_take_away() -> None:
+    """At weight 0.7 a pixel of 0.72 stays whatever the network says, one of 0.6 goes; NaN counts as 0."""
+    initial = torch.tensor([[[0.0, 0.72, 0.6, 0.4]]])
+    points = torch.tensor([[0, 0, 1]])
+    for nothing in (0.0, float("nan")):
+        found = hmg_gpu.soft_update(torch.full((1, 1, 4), nothing), initial, points)
+        assert found.tolist() == [[[False, True, False, False]]]
+    assert hmg_gpu.soft_update(torch.ones(1, 1, 4), initial, points).all()
+
+
+def test_soft_update_refuses_masks_and_odd_numbers() -> None:
+    points = torch.zeros(0, 3, dtype=torch.int64)
+    plane = torch.zeros(1, 2, 2)
+    with pytest.raises(TypeError, match=r"probability: expected floating point, got torch.bool"):
+        hmg_gpu.soft_update(plane > 0, plane, points)
+    with pytest.raises(TypeError, match=r"initial: expected floating point"):
+        hmg_gpu.soft_update(plane, plane > 0, points)
+    with pytest.raises(ValueError, match=r"weight 1.5"):
+        hmg_gpu.soft_update(plane, plane, points, weight=1.5)
+    with pytest.raises(ValueError, match=r"initial"):
+        hmg_gpu.soft_update(plane, torch.zeros(1, 2, 3), points)

@@ -14,7 +14,7 @@ from refusal import refused
 from tiny import SIZES, tiny_set, write_folder
 from torch import Tensor, distributed, nn
 
-from hmg_gpu import MaskUpdater, point_to_mask, update
+from hmg_gpu import InputError, MaskUpdater, point_to_mask, soft_update, update
 from hmg_gpu.data import load_folder, pack_folder, read_mask
 from hmg_gpu.data.batches import batches
 from hmg_gpu.extent import choose_extent
@@ -278,6 +278,34 @@ def test_non_finite_predictions_are_counted() -> None:
     assert changes.non_finite == 6 and "6 predicted pixels not finite" in str(changes)
     assert torch.equal(updater.masks, updater.initial)  # NaN is background
     assert updater.update(Net(lambda logits: logits * torch.nan)).non_finite == sum(h * w for h, w in SIZES)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_soft_fusion_in_place_of_the_union(threshold: float) -> None:
+    """Logits and probabilities give what the free function gives; a bool prediction counts as 0 and 1."""
+    net = Net()
+    updater = make(fusion="soft")
+    data = updater.data
+    assert torch.equal(updater.soft >= 0.5, updater.initial)
+    logits = torch.full(data.images.shape, -torch.inf)
+    for chunk, values in predict_logits(net, data):
+        logits[chunk] = values
+    settings = {"radius": updater.radius, "sizes": data.sizes}
+    wanted = soft_update(logits.sigmoid(), updater.soft, data.points, threshold=threshold, **settings)
+    updater.update(net, threshold=threshold)
+    assert torch.equal(updater.masks, wanted) and not torch.equal(wanted, expected(make(), net))
+    other = make(fusion="soft")
+    other.update(net, lambda output: output.sigmoid(), threshold=threshold)
+    assert torch.equal(other.masks, wanted)
+    hard = make(fusion="soft")
+    hard.update_one(range(len(data)), logits > 0)
+    plain = soft_update((logits > 0).float(), updater.soft, data.points, **settings)
+    assert torch.equal(hard.masks, plain)
+    state = updater.state_dict()
+    with pytest.raises(InputError, match="fusion"):
+        make().load_state_dict(state)
+    with pytest.raises(InputError, match="expected one of union, soft"):
+        make(fusion="hard")
 
 
 def test_guard_ignores_a_prediction_of_everything() -> None:
