@@ -31,7 +31,9 @@ from hmg_gpu.prediction import open_images, predict_masks
 from hmg_gpu.provenance import provenance
 from hmg_gpu.report import bar, mask_table, say, size_table, steps, sweep_csv
 from hmg_gpu.student import METHODS, Student, learned_student
+from hmg_gpu.updater import FUSIONS
 
+SETTINGS = ("radius", "points", "fusion", "method", "student")  # what a result says beside PMG's
 CURVE = (0.01, 0.02, *(step / 20 for step in range(1, 20)), 0.98, 0.99)  # thresholds of the detector's curves
 
 
@@ -200,14 +202,15 @@ def get_masks(
             path = options.student or learned_student(data, folder / "student.safetensors", progress=advance, **pmg)
         student = Student.load(path, data.images.device)
     with bar(console, "masks", len(data)) as advance:
-        return evaluation.collect_masks(data, pmg, options.masks, network, options.radius, advance, student)
+        more = (options.radius, advance, student, options.fusion)
+        return evaluation.collect_masks(data, pmg, options.masks, network, *more)
 
 
 def describe(options: argparse.Namespace, network: Network | None, pmg: dict) -> dict[str, Any]:
     """What every result says about how it came to be."""
     return {
         "command": options.name,
-        "settings": pmg | {"radius": options.radius, "points": options.points},
+        "settings": pmg | {name: value for name in SETTINGS if (value := getattr(options, name, None)) is not None},
         "network": network and network.about(),
         "seed": options.seed,
         "device": options.device,
@@ -233,6 +236,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     one = add(masks, "--data data/NUDT-SIRST --points masks_coarse", split="train")
     one("--method", choices=METHODS, default="pmg", help="learned: also the masks of a student trained on PMG's")
     one("--student", type=Path, metavar="FILE", help="also the masks of a student trained before")
+    one("--fusion", choices=FUSIONS, default="union", help="of initial mask and prediction: the paper's, or soft")
     one("--masks", nargs="*", default=[], metavar="FOLDER", help="also the masks NAME.png in these folders")
 
     one = add(detector, f"--data data/NUAA-SIRST {weights}", split="test")
@@ -245,6 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     one = add(show, "--data data/NUAA-SIRST --pick worst --count 4", split="train")
     one("--method", choices=METHODS, default="pmg", help="learned: also the masks of a student trained on PMG's")
     one("--student", type=Path, metavar="FILE", help="also the masks of a student trained before")
+    one("--fusion", choices=FUSIONS, default="union", help="of initial mask and prediction: the paper's, or soft")
     one("--masks", nargs="*", default=[], metavar="FOLDER", help="also the masks NAME.png in these folders")
     one("--pick", default="spread", choices=(*PICKS, "joined"), help="images by the IoU of the last mask, or those "
         "where one component covers two targets (default: %(default)s)")  # fmt: skip

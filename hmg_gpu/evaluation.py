@@ -24,11 +24,11 @@ from .errors import InputError
 from .inference import predict, predict_logits
 from .metrics import DetectionMetrics
 from .own_masks import global_mask
-from .pmg import point_to_mask
+from .pmg import point_to_mask, point_to_probability
 from .size_classes import joined_targets, size_classes, size_classes_of
 from .student import Student
 from .training import measure
-from .update import false_alarm_filter, retrieve_missed, update
+from .update import false_alarm_filter, retrieve_missed, soft_update, update
 
 SWEEPS = {  # settings that can be varied, and the values of the paper's Figs. 4(b) and 5
     "extent": (5, 8, 10, 13, 16, 17, 20, 25, 30, 40),
@@ -108,6 +108,10 @@ class Network:
     def predict(self, data: ImageSet, progress: Progress | None = None) -> Tensor:
         """Masks of a set: bool [N, H, W]."""
         return predict(self.model, data, threshold=self.threshold, progress=progress, **self.inference)
+
+    def predict_probabilities(self, data: ImageSet, progress: Progress | None = None) -> Tensor:
+        """Probabilities of a set: float32 [N, H, W], 0 in the padding."""
+        return predict(self.model, data, soft=True, progress=progress, **self.inference)
 
     @property
     def normalisation(self) -> tuple[float, float]:
@@ -194,18 +198,38 @@ def initial_mask(data: ImageSet, pmg: Pmg, student: Student | None = None) -> Te
     return point_to_mask(data.images, data.points, sizes=data.sizes, **pmg)
 
 
+def soft_initial(data: ImageSet, pmg: Pmg) -> Tensor:
+    """P_f of PMG on a whole set: float32 [N, H, W]."""
+    return point_to_probability(data.images, data.points, sizes=data.sizes, **pmg)
+
+
 def updating_masks(
-    network: Network, data: ImageSet, initial: Tensor, radius: int = 30, progress: Progress | None = None
+    network: Network,
+    data: ImageSet,
+    initial: Tensor,
+    radius: int = 30,
+    progress: Progress | None = None,
+    soft: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every mask of the updating process (HMG Sec. 3.2, Table 4): prediction, filtered, hybrid; bool [N, H, W] each.
 
     Args:
         initial: bool [N, H, W], the masks of the points.
         radius: r of FAF in pixels.
+        soft: float32 [N, H, W], the probabilities behind ``initial``: the hybrid is then that of ``soft_update``.
     """
-    prediction = network.predict(data, progress)
+    if soft is None:
+        prediction = network.predict(data, progress)
+    else:
+        probability = network.predict_probabilities(data, progress)
+        prediction = probability > network.threshold
     filtered = false_alarm_filter(prediction, data.points, radius=radius, sizes=data.sizes)
-    return {"prediction": prediction, "filtered": filtered, "hybrid": retrieve_missed(initial, filtered)}
+    if soft is None:
+        hybrid = retrieve_missed(initial, filtered)
+    else:
+        settings = {"radius": radius, "threshold": network.threshold, "sizes": data.sizes}
+        hybrid = soft_update(probability, soft, data.points, **settings)
+    return {"prediction": prediction, "filtered": filtered, "hybrid": hybrid}
 
 
 def collect_masks(
@@ -216,10 +240,11 @@ def collect_masks(
     radius: int = 30,
     progress: Progress | None = None,
     student: Student | None = None,
+    fusion: str = "union",
 ) -> dict[str, Tensor]:
     """All masks of a set that can be had: PMG's from its points, others from folders, those of the updating process.
 
-    With a student its masks are "learned", and the updating process starts from them.
+    With a student its masks are "learned", and the updating process starts from them. ``fusion``: "union" or "soft".
 
     Returns:
         name -> bool [N, H, W]; the last one is the furthest along the process.
@@ -234,7 +259,10 @@ def collect_masks(
     masks |= {Path(folder).name: read_masks(folder, data) for folder in folders}
     if network is not None:
         initial = masks[start[0]] if start else torch.zeros_like(data.images, dtype=torch.bool)
-        masks |= updating_masks(network, data, initial, radius, progress)
+        soft = None
+        if fusion == "soft":
+            soft = student.soft_masks(data, **pmg) if student else soft_initial(data, pmg)
+        masks |= updating_masks(network, data, initial, radius, progress, soft)
     if not masks:
         raise InputError(
             f"{data.dataset} {data.split}: no mask to look at; give --points with labels, --masks or --checkpoint"

@@ -20,7 +20,7 @@ from tiny import tiny_set
 from torch import nn
 
 import eval as script
-from hmg_gpu import evaluation, own_masks, point_to_mask, size_classes, update
+from hmg_gpu import evaluation, own_masks, point_to_mask, point_to_probability, size_classes, soft_update, update
 from hmg_gpu.checkpoints import save_checkpoint
 from hmg_gpu.data import ImageSet, load_folder, read_mask, store, write_mask, write_store
 from hmg_gpu.data.synthetic import make_split
@@ -619,3 +619,18 @@ def test_masks_of_the_real_training_set_in_any_batch(data_root: Path) -> None:
             part = data.subset(rows)
             masks = point_to_mask(part.images, part.points, sizes=part.sizes)
             assert torch.equal(masks, whole[rows, : masks.shape[1], : masks.shape[2]])
+
+
+def test_soft_fusion_is_measured(folder: Path, tmp_path: Path) -> None:
+    data, weights = folder / "set.h5", folder / "stage1.safetensors"
+    arguments = ("masks", "--data", data, "--checkpoint", weights, "--fusion", "soft", "--out", tmp_path)
+    assert run(*arguments) == 0
+    content = json.loads((tmp_path / "masks.json").read_text())
+    assert content["settings"]["fusion"] == "soft" and content["settings"]["points"] == "masks_centroid"
+    one = evaluation.load_set(str(data), "train")
+    network = evaluation.load_network(weights, lambda: (0.0, 1.0))
+    pmg = evaluation.pmg_settings(one.dataset, None, 4, 0.15)
+    soft = point_to_probability(one.images, one.points, sizes=one.sizes, **pmg)
+    hybrid = soft_update(network.predict_probabilities(one), soft, one.points, sizes=one.sizes)
+    assert content["rows"]["hybrid"]["iou"] == measure(hybrid, one)["iou"]
+    assert not torch.equal(hybrid, update(network.predict(one), soft >= 0.5, one.points, sizes=one.sizes))

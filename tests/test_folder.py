@@ -105,6 +105,15 @@ def test_16_bit_among_8_bit_is_exact_in_float32(root):
     np.testing.assert_array_equal(train.images[0, :7, :7], grey("c"))
 
 
+def test_hidden_files_are_no_images(root):
+    """What other systems put beside images, and the parts of writes that were killed."""
+    before = load_folder(root, "train").names, find_images(root / "images")
+    for name in ("._a.png", ".a.12.part.png"):
+        (root / "images" / name).write_bytes(b"no image")
+        (root / "masks" / name).write_bytes(b"no image")
+    assert (load_folder(root, "train").names, find_images(root / "images")) == before
+
+
 def test_works_without_any_mask(root):
     for path in (root / "masks").iterdir():
         path.unlink()
