@@ -39,7 +39,7 @@ from .pmg import point_to_mask, point_to_probability
 from .provenance import provenance
 from .step import WAYS, TrainingStep, check_step, in_channels_last, synchronised
 from .student import METHODS, Student, StudentSettings, learned_student
-from .update import false_alarm_filter, soft_update, update
+from .update import false_alarm_filter, retrieve_missed, soft_update, update
 
 STAGES = ("stage 1", "stage 2")
 STUDENT = "student.safetensors"  # in a run's folder, where its initial masks are learned
@@ -320,16 +320,18 @@ class Training:
     def _corrected(self, table: bool = False) -> Tensor:
         """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
         train, radius = self.train, self.settings.radius
-        if self.settings.fusion == "soft":
-            probability = self._predict(train, soft=True)
-            prediction = probability > 0.5
-            hybrid = soft_update(probability, self._soft_initial(), train.points, radius=radius, sizes=train.sizes)
+        settings = {"radius": radius, "sizes": train.sizes}
+        probability = self._predict(train, soft=True) if self.settings.fusion == "soft" else None
+        prediction = self._predict(train) if probability is None else probability > 0.5
+        if probability is None and not table:
+            return update(prediction, self.initial, train.points, **settings)
+        filtered = false_alarm_filter(prediction, train.points, **settings)
+        if probability is None:
+            hybrid = retrieve_missed(self.initial, filtered)
         else:
-            prediction = self._predict(train)
-            hybrid = update(prediction, self.initial, train.points, radius=radius, sizes=train.sizes)
+            hybrid = soft_update(probability, self._soft_initial(), train.points, **settings)
         if not table:
             return hybrid
-        filtered = false_alarm_filter(prediction, train.points, radius=radius, sizes=train.sizes)
         kinds = {"initial": self.initial, "prediction": prediction, "filtered": filtered, "hybrid": hybrid}
         if train.masks is not None:
             self.results["masks"] = {name: measure(masks, train) for name, masks in kinds.items()}
