@@ -63,6 +63,9 @@ class StudentSettings:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
+        for name, bound in {"crop": 256, "members": 100}.items():  # a file may claim anything
+            if getattr(self, name) > bound:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at most {bound}")
         if self.crop % 4:
             raise InputError(f"crop = {self.crop}: expected a multiple of 4, as the network halves it twice")
         if not 0 <= self.averaging < 1:
@@ -113,7 +116,7 @@ class Student:
         settings = StudentSettings(**values)
         tensors = read_tensors(path)
         networks = []
-        for number in range(min(settings.members, 100)):
+        for number in range(settings.members):
             network = CropNet()
             prefix = f"member{number}."
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -323,15 +323,15 @@ class Training:
         settings = {"radius": radius, "sizes": train.sizes}
         probability = self._predict(train, soft=True) if self.settings.fusion == "soft" else None
         prediction = self._predict(train) if probability is None else probability > 0.5
-        if probability is None and not table:
-            return update(prediction, self.initial, train.points, **settings)
+        if probability is not None:
+            hybrid = soft_update(probability, self._soft_initial(), train.points, **settings)
+        elif not table:
+            hybrid = update(prediction, self.initial, train.points, **settings)
+        if not table:
+            return hybrid
         filtered = false_alarm_filter(prediction, train.points, **settings)
         if probability is None:
             hybrid = retrieve_missed(self.initial, filtered)
-        else:
-            hybrid = soft_update(probability, self._soft_initial(), train.points, **settings)
-        if not table:
-            return hybrid
         kinds = {"initial": self.initial, "prediction": prediction, "filtered": filtered, "hybrid": hybrid}
         if train.masks is not None:
             self.results["masks"] = {name: measure(masks, train) for name, masks in kinds.items()}

@@ -235,6 +235,8 @@ def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     refused(lambda: StudentSettings(crop=30), "crop = 30", "multiple of 4")
+    refused(lambda: StudentSettings(crop=2**20), "crop = 1048576", "at most 256")
+    refused(lambda: StudentSettings(members=101), "members = 101", "at most 100")
     refused(lambda: StudentSettings(steps=0), "steps = 0", "at least 1")
     refused(lambda: StudentSettings(averaging=1.0), "averaging = 1.0")
     empty = tiny_set()
