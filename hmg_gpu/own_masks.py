@@ -43,19 +43,32 @@ def own_masks(
         yield group, rows * width + columns, make(windows, local, boxes, extent=extent, alpha=alpha)
 
 
-def masks_around(data: ImageSet, radius: int, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
-    """The masks of :func:`own_masks` with the point at the centre of each: bool [P, 2 R + 1, 2 R + 1].
+def masks_around(
+    data: ImageSet,
+    radius: int,
+    *,
+    extent: int = 25,
+    half_width: int = 4,
+    alpha: float = 0.15,
+    centres: Tensor | None = None,
+) -> Tensor:
+    """The masks of :func:`own_masks`, each in a window around its point: bool [P, 2 R + 1, 2 R + 1].
 
     Args:
         data: images and points; the masks come in the points' order.
-        radius: R in pixels; what a mask has further from its point is cut off.
+        radius: R in pixels; what a mask has further from the window's centre is cut off.
         extent, half_width, alpha: of PMG.
+        centres: int64 [P, 2], (y, x) of the windows' centres where they are not the points.
     """
     reach = torch.arange(-radius, radius + 1, device=data.points.device)
     parts = [torch.zeros(0, 2 * radius + 1, 2 * radius + 1, dtype=torch.bool, device=data.points.device)]
+    done = 0
     for points, _, masks in own_masks(data, data.points, extent, half_width, alpha):
         side = masks.shape[1]
         centre = torch.minimum(points[:, 1:], torch.full_like(points[:, 1:], side // 2))  # windows are held to row 0
+        if centres is not None:
+            centre = centre + centres[done : done + len(points)] - points[:, 1:]
+        done += len(points)
         rows, columns = centre[:, :1, None] + reach[:, None], centre[:, 1:, None] + reach  # [p, K, 1], [p, 1, K]
         there = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)  # [p, K, K]
         index = rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)

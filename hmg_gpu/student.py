@@ -4,6 +4,11 @@ PMG's errors differ from target to target, what it gets right repeats. A network
 set, with PMG's masks to learn from, keeps what repeats: the student becomes better than its teacher.
 
     points --PMG--> one mask a point --train--> student --crop around each point--> probabilities --> masks
+                                       ^                                                              |
+                                       '---- PMG from the centroids of the masks (further rounds) ----'
+
+A student has two networks, each taught by half of the points, so that half of what judges a target never saw PMG's
+errors on it. Where their masks agree best lies the threshold: a choice without ground truth.
 
 Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
 """
@@ -35,6 +40,7 @@ from .provenance import provenance
 
 METHODS = ("pmg", "learned")  # of making initial masks
 GROUP = 4096  # points whose masks are held at a time
+LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
 NETS = 256  # crops at a time through a network that does not train
 
 
@@ -47,15 +53,16 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop; a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 1200
+    steps: int = 400  # of each network in each round
     batch_size: int = 64
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
     averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
     flips: bool = True  # average the eight flips and transposes of a crop when predicting
-    rounds: int = 1  # from the second round on the student learns from the student before
-    members: int = 1  # students of different seeds whose probabilities are averaged
+    rounds: int = 2  # from the second on PMG starts from the centroids of the masks of the round before
+    members: int = 2  # networks whose probabilities are averaged; those of a pair learn from half of the points each
+    threshold: float = 0.0  # of the probabilities; 0: where the masks of the members agree best, of 0.1, 0.15 .. 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,8 +75,9 @@ class StudentSettings:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at most {bound}")
         if self.crop % 4:
             raise InputError(f"crop = {self.crop}: expected a multiple of 4, as the network halves it twice")
-        if not 0 <= self.averaging < 1:
-            raise InputError(f"averaging = {self.averaging}: expected a number from 0 up to 1")
+        for name in ("averaging", "threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: expected a number from 0 up to 1")
 
     @property
     def radius(self) -> int:
@@ -83,10 +91,12 @@ class Student:
     Args:
         networks: one for each member, on one device.
         settings: as trained.
+        threshold: of the probabilities, in (0, 1); None: the settings', or 0.5 where they leave it open.
     """
 
-    def __init__(self, networks: Sequence[CropNet], settings: StudentSettings):
+    def __init__(self, networks: Sequence[CropNet], settings: StudentSettings, threshold: float | None = None):
         self.networks, self.settings = [network.eval() for network in networks], settings
+        self.threshold = threshold or settings.threshold or 0.5
 
     def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
         """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
@@ -95,7 +105,8 @@ class Student:
             for number, network in enumerate(self.networks)
             for name, value in network.state_dict().items()
         }
-        save_checkpoint(path, tensors, {"student": asdict(self.settings), "versions": provenance()} | (about or {}))
+        description = {"student": asdict(self.settings), "threshold": self.threshold, "versions": provenance()}
+        save_checkpoint(path, tensors, description | (about or {}))
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> Student:
@@ -114,6 +125,9 @@ class Student:
             if type(value) is not kinds[name]:
                 raise InputError(f"{path}: its setting {name} is {value!r}, expected {kinds[name].__name__}")
         settings = StudentSettings(**values)
+        threshold = description.get("threshold")
+        if type(threshold) is not float or not 0 < threshold < 1:
+            raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
         tensors = read_tensors(path)
         networks = []
         for number in range(settings.members):
@@ -126,7 +140,7 @@ class Student:
                 raise InputError(f"{path}: the weights of member {number} are missing or damaged; copy the file again")
             network.load_state_dict(own)
             networks.append(network.to(device, memory_format=torch.channels_last))
-        return cls(networks, settings)
+        return cls(networks, settings, threshold)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, points: Tensor, *, sizes: Tensor | None = None) -> Tensor:
@@ -143,13 +157,13 @@ class Student:
         sizes = full_sizes(images) if sizes is None else sizes
         side, radius = self.settings.crop, self.settings.radius
         views = range(8) if self.settings.flips else range(1)
+        view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
         for first in range(0, len(points), NETS):
             part = points[first : first + NETS]
             total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
             for view in views:
-                turn = torch.tensor([view & 1, view >> 1 & 1, view >> 2], device=images.device).expand(len(part), 3)
-                crops = normalise(gather(images, part, sizes, side, turn))
+                crops = normalise(gather(images, part, sizes, side, view_bits[view].expand(len(part), 3)))
                 for network in self.networks:
                     probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
                     total += unturn(probability, view, radius)
@@ -171,23 +185,27 @@ class Student:
         """
         masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
         for points in data.points.split(GROUP):
-            part = replace(data, points=points)
-            fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
-            own = choose(self.probabilities(data.images, points, sizes=data.sizes), fallback)
+            own = self.own(replace(data, points=points), extent=extent, half_width=half_width, alpha=alpha)
             masks |= paste(own, points, data.images.shape, data.sizes)
         return masks
+
+    def own(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
+        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
+        fallback = masks_around(data, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
+        return choose(self.probabilities(data.images, data.points, sizes=data.sizes), fallback, self.threshold)
 
     def soft_masks(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
         """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
 
-        The largest where windows overlap, 0 beyond them; where PMG's mask stays it is 0 and 1.
+        Stretched so that the student's threshold becomes 0.5. The largest where windows overlap, 0 beyond them; where
+        PMG's mask stays it is 0 and 1.
         """
         shape = data.images.shape
         soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
         for points in data.points.split(GROUP):
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
-            found = self.probabilities(data.images, points, sizes=data.sizes)
+            found = _stretch(self.probabilities(data.images, points, sizes=data.sizes), self.threshold)
             own, usable = own_components(found >= 0.5)
             found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
             values = torch.where(usable[:, None, None], found, fallback.float())
@@ -293,6 +311,13 @@ def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5) -> T
     return torch.where(usable[:, None, None], own, fallback)
 
 
+def _stretch(probabilities: Tensor, threshold: float) -> Tensor:
+    """Two straight lines from 0 to 0, from the threshold to 0.5 and from 1 to 1."""
+    below = (probabilities * (0.5 / threshold)).clamp(max=0.5 - 2**-24)
+    above = 0.5 + (probabilities - threshold) * (0.5 / (1 - threshold))
+    return torch.where(probabilities >= threshold, above, below)
+
+
 def own_components(masks: Tensor) -> tuple[Tensor, Tensor]:
     """The components of masks [P, K, K] within a pixel of their centre, and whether they can be used: bool [P].
 
@@ -348,8 +373,8 @@ def train_student(
         half_width, alpha: L_dp and alpha of PMG.
         settings: decides the result together with the data; None: the defaults.
         progress: called with (steps done, steps in all).
-        teachers: masks to learn from instead of PMG's, float or bool [P, K, K] for each set with
-            K = 2 (``settings.radius + settings.shift``) + 1.
+        teachers: masks to learn from in the first round instead of PMG's, float or bool [P, K, K] for each set
+            with K = 2 (``settings.radius + settings.shift``) + 1.
 
     Returns:
         The student, on the sets' device.
@@ -363,11 +388,6 @@ def train_student(
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
     extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
     reach = settings.radius + settings.shift
-    if teachers is None:
-        teachers = [
-            masks_around(one, reach, extent=length, half_width=half_width, alpha=alpha)
-            for one, length in zip(sets, extents, strict=True)
-        ]
     total = settings.rounds * settings.members * settings.steps
     done = 0
 
@@ -377,28 +397,84 @@ def train_student(
         if progress is not None:
             progress(done, total)
 
+    def pmg(one: ImageSet, length: int, radius: int, centres: Tensor | None = None) -> Tensor:
+        return masks_around(one, radius, extent=length, half_width=half_width, alpha=alpha, centres=centres)
+
+    if teachers is None:
+        teachers = [pmg(one, length, reach) for one, length in zip(sets, extents, strict=True)]
     student = None
     for number in range(settings.rounds):
         if student is not None:
-            teachers = [_relabel(student, one, teacher) for one, teacher in zip(sets, teachers, strict=True)]
+            again = [
+                _recentred(one, student.own(one, extent=length, half_width=half_width, alpha=alpha))
+                for one, length in zip(sets, extents, strict=True)
+            ]
+            teachers = [
+                pmg(new, length, reach, one.points[:, 1:])
+                for one, new, length in zip(sets, again, extents, strict=True)
+            ]
+        shares = _shares(sum(len(one.points) for one in sets), settings, number)
         networks = [
-            _train(sets, teachers, settings, mix_seed(settings.seed, number, member), step)
-            for member in range(settings.members)
+            _train(sets, teachers, share, settings, mix_seed(settings.seed, number, member), step)
+            for member, share in enumerate(shares)
         ]
-        student = Student(networks, settings)
+        student = Student(networks, settings, settings.threshold or agreement_threshold(networks, settings, sets))
     return student
 
 
-def _relabel(student: Student, one: ImageSet, teacher: Tensor) -> Tensor:
-    """The student's masks in the teacher's window."""
-    radius, margin = student.settings.radius, student.settings.shift
-    inner = slice(margin, margin + 2 * radius + 1)
-    own = choose(student.probabilities(one.images, one.points, sizes=one.sizes), teacher[:, inner, inner])
-    return F.pad(own, (margin,) * 4)
+def agreement_threshold(
+    networks: Sequence[CropNet], settings: StudentSettings, sets: Sequence[ImageSet], levels: Sequence[float] = LEVELS
+) -> float:
+    """The threshold at which the masks of networks that learned from different halves agree best; 0.5 for one network.
+
+    Agreement is the IoU of their masks, pixels of all points and pairs of networks pooled; no ground truth is needed.
+
+    Raises:
+        InputError: the networks found nothing at any level.
+    """
+    if len(networks) < 2:
+        return 0.5
+    alone = [Student([network], settings) for network in networks]
+    level = torch.tensor(levels, device=sets[0].images.device)[:, None, None, None]
+    both = either = torch.zeros(len(levels), dtype=torch.int64, device=level.device)
+    for one in sets:
+        for points in one.points.split(NETS):
+            found = [student.probabilities(one.images, points, sizes=one.sizes) >= level for student in alone]
+            for first, second in zip(found[::2], found[1::2], strict=False):
+                both = both + (first & second).sum((1, 2, 3))
+                either = either + (first | second).sum((1, 2, 3))
+    return levels[int((both / either.clamp(min=1)).argmax())]
+
+
+def _shares(count: int, settings: StudentSettings, number: int) -> list[Tensor]:
+    """Which of the points each member learns from, int64 on the CPU: all for one member, halves for a pair."""
+    if settings.members == 1 or count < 2:
+        return [torch.arange(count)] * settings.members
+    shares = []
+    for pair in range((settings.members + 1) // 2):
+        generator = torch.Generator().manual_seed(mix_seed(settings.seed, number, pair, 1))
+        order = torch.randperm(count, generator=generator)
+        shares += [order[::2].sort().values, order[1::2].sort().values]
+    return shares[: settings.members]
+
+
+def _recentred(one: ImageSet, own: Tensor) -> ImageSet:
+    """The set with its points moved to the centroids of their masks [P, K, K], which have the points at the centre."""
+    offset = torch.arange(own.shape[1], device=own.device) - own.shape[1] // 2
+    area = own.sum((1, 2)).clamp(min=1)
+    move = torch.stack([(own.sum(axis) * offset).sum(1) / area for axis in (2, 1)], dim=1).round().long()
+    size = one.sizes[one.points[:, 0]]
+    moved = (one.points[:, 1:] + move).clamp(min=0).minimum(size - 1)
+    return replace(one, points=torch.cat((one.points[:, :1], moved), dim=1))
 
 
 def _train(
-    sets: Sequence[ImageSet], teachers: Sequence[Tensor], settings: StudentSettings, seed: int, step: Callable
+    sets: Sequence[ImageSet],
+    teachers: Sequence[Tensor],
+    share: Tensor,
+    settings: StudentSettings,
+    seed: int,
+    step: Callable[[], None],
 ) -> CropNet:
     device = sets[0].images.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -417,7 +493,7 @@ def _train(
     network.train()
     for number in range(settings.steps):
         while len(order) < settings.batch_size:  # every point once before any comes again
-            order = torch.cat((order, torch.randperm(sum(counts), generator=generator)))
+            order = torch.cat((order, share[torch.randperm(len(share), generator=generator)]))
         chosen, order = order[: settings.batch_size], order[settings.batch_size :]
         crops, targets = [], []
         for index, (one, teacher) in enumerate(zip(sets, teachers, strict=True)):

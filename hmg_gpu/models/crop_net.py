@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class CropNet(nn.Module):
-    """A U-Net of three scales and about 115 thousand parameters; the point is always at the crop's centre.
+    """A U-Net of three scales and about 110 thousand parameters; the point is always at the crop's centre.
 
     Args:
         channels: of the three scales.
@@ -16,7 +16,7 @@ class CropNet(nn.Module):
 
     CHANNELS_IN = 3  # normalised crop, and two maps of the distance to the point
 
-    def __init__(self, channels: tuple[int, int, int] = (20, 32, 48)) -> None:
+    def __init__(self, channels: tuple[int, int, int] = (16, 32, 48)) -> None:
         super().__init__()
         fine, middle, coarse = channels
         self.stem = _conv(self.CHANNELS_IN, fine)
