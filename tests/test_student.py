@@ -18,6 +18,7 @@ from hmg_gpu import MaskUpdater, own_masks
 from hmg_gpu import student as module
 from hmg_gpu.cli import main
 from hmg_gpu.data import ImageSet, load_folder, load_images, read_mask
+from hmg_gpu.models.crop_net import CropNet
 from hmg_gpu.own_masks import masks_around
 from hmg_gpu.student import (
     Student,
@@ -71,6 +72,83 @@ def test_the_teacher_is_pmg_of_each_point_alone(extent: int, half_width: int, rn
             wanted = np.pad(wanted, radius)[y : y + 2 * radius + 1, x : x + 2 * radius + 1]
             assert np.array_equal(own, wanted)
     assert masks_around(replace(data, points=points[:0]), 5, extent=9).shape == (0, 11, 11)
+
+
+def test_windows_may_lie_around_other_pixels_than_the_points() -> None:
+    data = tiny_set()
+    centres = (data.points[:, 1:] + torch.tensor([[2, -3]])).clamp(min=0)
+    radius = 9
+    plain = masks_around(data, 30, extent=8)
+    moved = masks_around(data, radius, extent=8, centres=centres)
+    for wide, window, (y, x) in zip(plain, moved, (centres - data.points[:, 1:]).tolist(), strict=True):
+        assert torch.equal(window, wide[30 + y - radius : 31 + y + radius, 30 + x - radius : 31 + x + radius])
+
+
+def test_members_of_a_pair_share_the_points_in_halves() -> None:
+    settings = replace(QUICK, members=4)
+    shares = module._shares(11, settings, 0)
+    assert [len(share) for share in shares] == [6, 5, 6, 5]
+    for first, second in (shares[:2], shares[2:]):
+        assert sorted(first.tolist() + second.tolist()) == list(range(11))
+    assert not torch.equal(shares[0], shares[2])
+    assert [len(share) for share in module._shares(11, replace(QUICK, members=3), 0)] == [6, 5, 6]
+    assert [share.tolist() for share in module._shares(3, replace(QUICK, members=1), 0)] == [[0, 1, 2]]
+    assert [share.tolist() for share in module._shares(1, QUICK, 0)] == [[0], [0]]  # nothing to share
+
+
+def test_no_point_comes_again_before_all_have_come() -> None:
+    data = tiny_set()
+    settings = replace(QUICK, steps=5)
+    share = torch.tensor([0, 2, 3])
+    (rows, turn, noise), (other, *_) = module._draw([data, data], share, settings, seed=1)
+    drawn = torch.cat(rows).tolist()
+    assert [len(step) for step in rows] == [4] * 5 and not any(map(len, other))
+    assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
+    assert turn[0].shape == (4, 3) and noise[0].shape == (4, 25)
+
+
+def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks find 10 pixels each at 0.1, half of them common, and the common ones alone at 0.3."""
+    data = tiny_set()
+    left, right = object.__new__(CropNet), object.__new__(CropNet)
+
+    def probabilities(self: Student, images: torch.Tensor, points: torch.Tensor, **more: object) -> torch.Tensor:
+        found = torch.zeros(len(points), 23, 23)
+        found[:, 5, 5:10] = 0.32
+        found[:, 8 if self.networks[0] is left else 9, 5:10] = 0.12
+        found[:, 12, 5] = 0.6 if self.networks[0] is left else 0.4  # at 0.45 one of them has it alone
+        return found
+
+    monkeypatch.setattr(Student, "probabilities", probabilities)
+    monkeypatch.setattr(CropNet, "eval", lambda self: self)
+    found = module.agreement([left, right], QUICK, [data, data], levels=(0.1, 0.15, 0.35, 0.45, 0.9))
+    assert found == pytest.approx([6 / 16, 1, 1, 0, 1])
+    assert module._best_level([left, right], QUICK, [data]) == 0.15
+    assert module._best_level([left], QUICK, [data]) == 0.5
+
+
+def test_points_move_to_the_centroids_of_their_masks_and_stay_in_the_image() -> None:
+    data = ImageSet(["a"], torch.zeros(1, 20, 30), torch.tensor([[20, 30]]), torch.tensor([[0, 5, 6], [0, 19, 0]]))
+    own = torch.zeros(2, 9, 9, dtype=torch.bool)
+    own[0, 4:7, 2] = own[0, 6, 2:5] = True  # (dy, dx) = (0, -2), (1, -2), (2, -2), (2, -1), (2, 0): mean (1.4, -1.4)
+    own[1, 8, 0] = True  # beyond the corner
+    assert module._recentred(data, own).points.tolist() == [[0, 6, 5], [0, 19, 0]]
+    assert torch.equal(module._recentred(data, own & False).points, data.points)
+
+
+def test_stretched_probabilities_keep_their_order_and_their_masks() -> None:
+    values = torch.linspace(0, 1, 10001)
+    for threshold in (0.1, 0.2, 0.5, 0.7):
+        stretched = module._stretch(values, threshold)
+        assert torch.equal(stretched >= 0.5, values >= threshold) and bool((stretched.diff() >= 0).all())
+        assert float(stretched[0]) == 0 and float(stretched[-1]) == 1
+    assert torch.equal(module._stretch(values, 0.5), values)
+
+
+def test_crops_are_as_wide_as_masks_can_be() -> None:
+    crops = [StudentSettings().for_extent(extent).crop for extent in (1, 10, 12, 13, 16, 25, 100)]
+    assert crops == [32, 32, 32, 40, 40, 48, 48]
+    assert StudentSettings(crop=24).for_extent(25).crop == 24
 
 
 def test_gain_and_offset_do_not_matter_and_nothing_is_ever_nan(rng: np.random.Generator) -> None:
@@ -136,7 +214,7 @@ def test_the_student_outgrows_a_teacher_that_errs_at_random() -> None:
     """A quarter of the pixels in and around every target wrong in the teacher's masks: the student smooths that out."""
     data = tiny_set(tuple((40, 44) for _ in range(40)), seed=5)
     truth = data.masks
-    settings = StudentSettings(crop=24, shift=2, steps=60, batch_size=20)
+    settings = StudentSettings(crop=24, shift=2, steps=60, batch_size=20, members=1)
     reach = settings.radius + settings.shift
     offset = torch.arange(-reach, reach + 1) + reach
     padded = torch.nn.functional.pad(truth, (reach,) * 4)
@@ -197,8 +275,13 @@ def test_rounds_members_and_several_sets() -> None:
     settings = replace(QUICK, rounds=2, members=2)
     seen = []
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
-    learned = train_student(sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place))
+    rounds = []
+    learned = train_student(
+        sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
+    )
+    assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[0] is not learned.networks[0]
     assert seen == [(step, 12) for step in range(1, 13)] and len(learned.networks) == 2
+    assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
     assert found.shape == sets[0].images.shape
     assert bool(found[sets[0].points[:, 0], sets[0].points[:, 1], sets[0].points[:, 2]].any())
@@ -228,7 +311,7 @@ def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
     learned = train_student(data, extent=8, settings=replace(QUICK, members=2))
     learned.save(tmp_path / "student.safetensors", {"about": "test"})
     again = Student.load(tmp_path / "student.safetensors")
-    assert again.settings == learned.settings
+    assert again.settings == learned.settings and again.threshold == learned.threshold
     first, second = (one.probabilities(data.images, data.points, sizes=data.sizes) for one in (learned, again))
     assert torch.equal(first, second)
 
@@ -247,6 +330,10 @@ def test_refusals(tmp_path: Path) -> None:
     learned = train_student(tiny_set(), extent=8, settings=QUICK)
     learned.save(path, {"student": {"crop": 24}})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
+    learned.save(path, {"threshold": float("nan")})
+    refused(lambda: Student.load(path), str(path), "its threshold is nan")
+    learned.save(path, {"student": asdict(replace(QUICK, crop=0))})
+    refused(lambda: Student.load(path), str(path), "its setting crop is 0")
     learned.networks[0].head.bias.data.fill_(float("nan"))
     learned.save(path)
     refused(lambda: Student.load(path), str(path), "weights of member 0")
@@ -283,7 +370,7 @@ def test_training_keeps_its_student_and_resumes_with_it(
     settings = Settings(initial="learned", epochs=(1, 0), batch_size=3, patch_size=32, extent=8)
     events = []
     training = Training(settings, data, None, tmp_path, events.append)
-    assert [event["step"] for event in events if event["event"] == "student"] == [*range(1, 13)]
+    assert [event["step"] for event in events if event["event"] == "student"] == [*range(1, 7)]
     assert torch.equal(training.initial, learned_masks(tiny_set(), extent=8))
     training.save()
 

@@ -1,0 +1,283 @@
+"""What decides a student's masks, measured against ground truth that no training sees: python -m bench.student
+
+For the sets of ``HMG_DATA``, their centroid and coarse points, each set alone and jointly: the teacher, the student
+by round and by seed, its masks without flips, by one network, at the threshold 0.5, from the other kind of points, from
+points that moved, and by target size; then, for one seed, students trained with one setting changed.
+
+Every case is written to the file of ``--json`` when it ends; one that is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hmg_gpu.data import ImageSet, load_folder
+from hmg_gpu.data.source import SYNTHETIC, default_extent, load_split
+from hmg_gpu.files import write_json
+from hmg_gpu.models.crop_net import CropNet
+from hmg_gpu.own_masks import masks_around
+from hmg_gpu.pmg import point_to_mask
+from hmg_gpu.provenance import provenance
+from hmg_gpu.size_classes import size_classes_of
+from hmg_gpu.student import LEVELS, Student, StudentSettings, agreement, choose, paste, train_student
+from hmg_gpu.training import measure
+
+SETS = ("NUAA-SIRST", "NUDT-SIRST")  # "synthetic": the scenes that come with the project
+POINTS = ("masks_centroid", "masks_coarse")
+ASKED = {("NUAA-SIRST", "masks_centroid"): 77.5, ("NUAA-SIRST", "masks_coarse"): 76.0}
+ASKED |= {("NUDT-SIRST", "masks_centroid"): 76.5, ("NUDT-SIRST", "masks_coarse"): 76.0}
+CHANGES: tuple[dict[str, float], ...] = (
+    {"members": 1},
+    {"averaging": 0.0},
+    {"crop": 32},
+    {"crop": 40},
+    {"crop": 48},
+    {"shift": 0},
+    {"steps": 200},
+    {"steps": 800},
+    {"members": 4},
+    {"rounds": 2},
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: sets, kind of points, seed, and what differs from the default settings."""
+
+    sets: tuple[str, ...]
+    points: str
+    seed: int
+    change: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        changed = "".join(f" {name}={value}" for name, value in self.change.items())
+        return f"{'+'.join(self.sets)} {self.points} seed {self.seed}{changed}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=SETS, help="folders in HMG_DATA (default: %(default)s)")
+    parser.add_argument("--points", nargs="+", default=POINTS, help="kinds of points (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
+    parser.add_argument("--joint", action="store_true", help="also one student for all sets")
+    parser.add_argument("--changes", action="store_true", help="also one setting changed at a time, first seed")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, default=Path("student.json"), help="(default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="print what the file has, train nothing")
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)  # for the tests
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+
+    console = Console()
+    found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    for case in () if options.show else cases(options):
+        if case.name in found:
+            continue
+        console.print(f"{case.name} ...", highlight=False)
+        machine = {"threads": options.threads, "load": os.getloadavg(), "device": options.device}
+        steps = {"steps": options.steps} if options.steps else {}
+        found[case.name] = run(case, torch.device(options.device), steps) | {"machine": machine}
+        found[case.name]["versions"] = provenance()
+        write_json(options.json, found)
+    for table in tables(found):
+        console.print(table)
+    return 0
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    alone = [(name,) for name in options.sets]
+    groups = [*alone, tuple(options.sets)] if options.joint and len(alone) > 1 else alone
+    for seed in options.seeds:
+        for group in groups:
+            for points in options.points:
+                yield Case(group, points, seed)
+    for change in CHANGES if options.changes else ():
+        for group in alone:
+            for points in options.points:
+                yield Case(group, points, options.seeds[0], change)
+
+
+def run(case: Case, device: torch.device, steps: Mapping[str, int]) -> dict[str, Any]:
+    """Train one student and measure what it makes of its own points and others."""
+    sets = [load(name, case.points, device) for name in case.sets]
+    truths = [one.masks for one in sets]
+    for one in sets:
+        one.masks = None
+    extents = [default_extent(one.dataset) for one in sets]
+    rounds: list[dict[str, Any]] = []
+    measuring = 0.0
+    start, busy = time.perf_counter(), time.process_time()
+
+    def on_round(student: Student) -> None:
+        nonlocal measuring
+        begun = time.perf_counter()
+        rows = {}
+        for name, one, truth, extent in zip(case.sets, sets, truths, extents, strict=True):
+            masks = student.masks(one, extent=extent)
+            known = replace(one, masks=truth)
+            rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known)}
+        alike = agreement(student.networks, student.settings, sets, [student.threshold])[0]
+        rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
+        measuring += time.perf_counter() - begun
+
+    settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
+    student = train_student(sets, extent=extents, settings=settings, on_round=on_round)
+    seconds = {"training": time.perf_counter() - start - measuring, "process": time.process_time() - busy}
+    begun = time.perf_counter()
+    more = {}
+    for name, one, truth, extent in zip(case.sets, sets, truths, extents, strict=True):
+        other = None if name == SYNTHETIC else load(name, POINTS[POINTS[0] == case.points], device).points
+        more[name] = variants(student, replace(one, masks=truth), extent, case, other)
+    seconds["measuring"] = measuring + time.perf_counter() - begun
+    return {"rounds": rounds, "more": more, "crop": student.settings.crop, "seconds": seconds}
+
+
+def load(name: str, points: str, device: torch.device) -> ImageSet:
+    if name == SYNTHETIC:
+        return load_split(SYNTHETIC, "train").to(device)
+    return load_folder(Path(os.environ["HMG_DATA"]) / name, "train", points=points).to(device)
+
+
+def variants(student: Student, data: ImageSet, extent: int, case: Case, other: Tensor | None) -> dict[str, Any]:
+    """The teacher, and for the plain student of seed 0 IoU of masks that need no training of their own.
+
+    ``other``: the other kind of points of the same targets.
+    """
+
+    def iou(maker: Student, one: ImageSet) -> float:
+        return measure(maker.masks(one, extent=extent), one)["iou"]
+
+    found: dict[str, Any] = {"teacher": measure(pmg(data, extent), data)}
+    if case.change or case.seed:
+        return found
+    soft = student.probabilities(data.images, data.points, sizes=data.sizes)
+    fallback = masks_around(data, student.settings.radius, extent=extent)
+    place = (data.points, data.images.shape, data.sizes)
+    found["levels"] = {level: measure(paste(choose(soft, fallback, level), *place), data)["iou"] for level in LEVELS}
+    found["teacher"]["sizes"] = size_classes_of(pmg(data, extent), data)
+    found["no flips"] = iou(at(student, flips=False), data)
+    found["one network"] = [iou(at(student, [network]), data) for network in student.networks]
+    if other is None:
+        return found
+    found["other points"] = iou(student, replace(data, points=other))
+    found["moved"] = {}
+    for pixels in (1, 2, 3, 4):
+        moved = replace(data, points=move_points(data, pixels))
+        found["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg(moved, extent), moved)["iou"]}
+    return found
+
+
+def at(student: Student, networks: Sequence[CropNet] | None = None, **change: bool) -> Student:
+    """The same student with fewer networks or other settings of predicting."""
+    return Student(networks or student.networks, replace(student.settings, **change), student.threshold)
+
+
+def pmg(data: ImageSet, extent: int) -> Tensor:
+    return point_to_mask(data.images, data.points, extent=extent, sizes=data.sizes)
+
+
+def move_points(data: ImageSet, pixels: int) -> Tensor:
+    """Points moved so far in a random direction, held to their images: int64 [P, 3]."""
+    generator = torch.Generator().manual_seed(pixels)
+    angle = (torch.rand(len(data.points), generator=generator) * 2 * torch.pi).to(data.points.device)
+    move = (torch.stack((angle.sin(), angle.cos()), dim=1) * pixels).round().long()
+    moved = (data.points[:, 1:] + move).clamp(min=0).minimum(data.sizes[data.points[:, 0]] - 1)
+    return torch.cat((data.points[:, :1], moved), dim=1)
+
+
+def tables(found: Mapping[str, Any]) -> Iterator[Table]:
+    """The figures of a file as tables: IoU of masks in per cent unless said otherwise."""
+    plain: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for name, case in found.items():
+        group, points, _, _, *change = name.split()
+        if not change:
+            for one in case["more"]:
+                plain.setdefault((group, one, points), []).append(case)
+    columns = ("teacher", "by seed", "mean", "asked", "Pd", "Fa", "seconds")
+    by_seed = Table("trained on", "set", "points", *columns, title="students by seed")
+    for (group, one, points), runs in plain.items():
+        last = [case["rounds"][-1]["sets"][one] for case in runs]
+        by_seed.add_row(
+            group, one, points, percent(runs[0]["more"][one]["teacher"]["iou"]),
+            " ".join(percent(row["iou"]) for row in last), mean([row["iou"] for row in last]),
+            str(ASKED.get((one, points), "")), mean([row["pd"] for row in last]),
+            f"{1e6 * statistics.mean(row['fa'] for row in last):.2f}",
+            " ".join(f"{case['seconds']['training']:.0f}" for case in runs),
+        )  # fmt: skip
+    yield by_seed
+    first = {key: runs[0] for key, runs in plain.items() if "no flips" in runs[0]["more"][key[1]]}
+    moved = (f"{pixels} px off: teacher, student" for pixels in (1, 2, 3, 4))
+    columns = ("no flips", "one network", "other points", *moved)
+    yield filled("the first seed's masks made otherwise", first, columns, otherwise)
+    yield filled("by threshold", first, tuple(map(str, LEVELS)), by_level)
+    yield filled("by target size: teacher, student", first, (), sizes)
+    columns = ("set", "points", "seed", "changed", "crop", "by round", "agreement", "seconds")
+    changes = Table(*columns, title="settings changed")
+    for name, case in found.items():
+        group, points, _, seed, *change = name.split()
+        if "+" not in group:
+            by_round = " ".join(percent(step["sets"][group]["iou"]) for step in case["rounds"])
+            alike = " ".join(percent(step["agreement"]) for step in case["rounds"])
+            seconds = f"{case['seconds']['training']:.0f}"
+            changes.add_row(group, points, seed, " ".join(change) or "-", str(case["crop"]), by_round, alike, seconds)
+    yield changes
+
+
+def filled(
+    title: str,
+    cases: Mapping[tuple[str, str, str], dict[str, Any]],
+    columns: Sequence[str],
+    row: Callable[[dict[str, Any], str], list[str]],
+) -> Table:
+    """A table with a row for each case: what it was trained on, the set, the points and what ``row`` makes of them."""
+    table = Table("trained on", "set", "points", *columns, title=title)
+    for (group, one, points), case in cases.items():
+        table.add_row(group, one, points, *row(case, one))
+    return table
+
+
+def otherwise(case: Mapping[str, Any], one: str) -> list[str]:
+    more = case["more"][one]
+    cells = [percent(more["no flips"]), mean(more["one network"])]
+    if "moved" in more:
+        cells.append(percent(more["other points"]))
+        cells += [f"{percent(pair['teacher'])} {percent(pair['student'])}" for pair in more["moved"].values()]
+    return cells
+
+
+def by_level(case: Mapping[str, Any], one: str) -> list[str]:
+    return [percent(value) for value in case["more"][one]["levels"].values()]
+
+
+def sizes(case: Mapping[str, Any], one: str) -> list[str]:
+    teacher, student = case["more"][one]["teacher"]["sizes"], case["rounds"][-1]["sets"][one]["sizes"]
+    return [f"{name}: {percent(teacher[name]['iou'])} {percent(student[name]['iou'])}" for name in student]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def mean(values: Sequence[float]) -> str:
+    return percent(statistics.mean(values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
