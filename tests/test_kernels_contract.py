@@ -27,7 +27,7 @@ from hmg_gpu.inference import predict
 from hmg_gpu.kernels import blocks, components, pmg, update
 from hmg_gpu.models import build_model
 from hmg_gpu.models.crop_net import CropNet
-from hmg_gpu.student import StudentSettings, _floats, _loss
+from hmg_gpu.student import StudentSettings, _loss
 
 ROOT = Path(__file__).resolve().parents[1]
 MASK = torch.zeros(2, 6, 7, dtype=torch.bool)
@@ -178,35 +178,32 @@ def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str,
 
 
 def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
-    """Lessons of two sets, the loss, its gradients, the optimiser and the average of the weights."""
+    """Lessons of two sets of points, their loss, its gradients and the average of the weights."""
     settings = StudentSettings(crop=24, shift=2, batch_size=8)
-    state = CropNet().state_dict()
+    model = CropNet()
+    names = [name for name, _ in model.named_parameters()]
     side = 2 * (settings.radius + settings.shift) + 1
-    with FakeTensorMode(allow_non_fake_inputs=True), NoSynchronisation(), torch.device(fake_device):
-        network = CropNet()
-        network.load_state_dict({name: torch.empty_like(v, device=fake_device) for name, v in state.items()})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=fake_device)
+
+        weights = {name: empty(*value.shape, dtype=value.dtype) for name, value in model.state_dict().items()}
+        parameters = [weights[name].requires_grad_() for name in names]
         sets = [
-            ImageSet(
-                list("abc"),
-                torch.empty((3, 64, 64), dtype=torch.uint8),
-                torch.empty((3, 2), dtype=torch.int64),
-                torch.empty((count, 3), dtype=torch.int64),
+            ImageSet(list("abc"), empty(3, 64, 64, dtype=torch.uint8), empty(3, 2), empty(count, 3)) for count in (9, 5)
+        ]
+        teachers = [empty(len(one.points), side, side, dtype=torch.bool) for one in sets]
+        drawn = [(empty(n), empty(n, 3), empty(n, 25, dtype=torch.float32)) for n in (5, 3)]
+        average = [value.detach().clone() for value in parameters]
+        with NoSynchronisation():
+            loss = _loss(
+                lambda crops: torch.func.functional_call(model, weights, (crops,)), sets, teachers, settings, drawn
             )
-            for count in (9, 5)
-        ]
-        teachers = [torch.empty((len(one.points), side, side), dtype=torch.bool) for one in sets]
-        drawn = [
-            (torch.empty(n, dtype=torch.int64), torch.empty((n, 3), dtype=torch.int64), torch.empty((n, 25)))
-            for n in (5, 3)
-        ]
-        network.train()
-        optimizer = torch.optim.AdamW(network.parameters(), foreach=True)
-        average = [value.detach().clone() for value in _floats(network)]
-        loss = _loss(network, sets, teachers, settings, drawn)
-        loss.backward()
-        optimizer.step()
-        torch._foreach_lerp_(average, [value.detach() for value in _floats(network)], 0.01)
+            gradients = torch.autograd.grad(loss, parameters)
+            torch._foreach_lerp_(average, [value.detach() for value in parameters], 0.01)
         assert loss.device.type == fake_device and loss.shape == ()
+        assert [gradient.shape for gradient in gradients] == [value.shape for value in parameters]
 
 
 def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:
