@@ -34,10 +34,10 @@ TYPES = {
     "points": "*i64", "offsets": "*i64", "sizes": "*i64", "boxes": "*i64", "table": "*i64", "found": "*i64",
     "truth": "*i64", "parents": "*i32", "areas": "*i32", "sums": "*i32", "listed": "*i32", "filled": "*i32",
     "first": "*i32", "ranks": "*i32", "counts": "*i32", "labels": "*i32", "found_n": "*i32", "truth_n": "*i32",
-    "threshold": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
+    "threshold": "fp32", "weight": "fp32", "rest": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
 }  # fmt: skip
 TILE = {"TILE_H": blocks.TILE_H, "TILE_W": blocks.TILE_W}
-SCAN = {"HAS_INITIAL": True, "HAS_SIZES": True, "LOGITS": False, **TILE}
+SCAN = {"HAS_INITIAL": True, "HAS_SIZES": True, "LOGITS": False, "SOFT": False, **TILE}
 PMG = {"SEARCH": True, "PAINT": True, "HAS_SIZES": True, "ALONG": 32, "ACROSS": 16, "COLUMNS": 64, "ROWS": pmg.ROWS}
 
 # (variant, file, kernel, constants, types that differ, warps); the paper's settings.
@@ -46,6 +46,10 @@ KERNELS = (
     ("logits, wide sums", "update", "update_image_kernel", SCAN | {"LOGITS": True},
      {"prediction": "*fp32", "sums": "*i64"}, 8),
     ("bf16 logits", "update", "scan_link_kernel", SCAN | {"LOGITS": True}, {"prediction": "*bf16"}, 8),
+    ("soft, wide sums", "update", "update_image_kernel", SCAN | {"LOGITS": True, "SOFT": True},
+     {"prediction": "*fp32", "initial": "*fp32", "sums": "*i64"}, 8),
+    ("soft", "update", "scan_link_kernel", SCAN | {"LOGITS": True, "SOFT": True},
+     {"prediction": "*fp32", "initial": "*fp32"}, 8),
     ("", "blocks", "link_border_kernel", TILE, {}, 8),
     ("wide sums", "update", "sum_kernel", TILE, {"sums": "*i64"}, 8),
     ("wide sums", "update", "decide_kernel", {"HAS_SIZES": True, **TILE}, {"sums": "*i64"}, 8),
@@ -85,7 +89,7 @@ def compile_kernel(number: int, target: str) -> dict:
         attrs=aligned,
     )
     options = blocks.launch_options(warps, TARGETS[target][0])
-    options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel")
+    options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel") and not constants.get("SOFT")
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}
     if TARGETS[target][0] == "cuda":

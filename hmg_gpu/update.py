@@ -137,9 +137,19 @@ def soft_update(
     check_same(probability, initial, "probability", "initial")
     if not (0 <= weight <= 1 and 0 <= threshold <= 1):
         raise ValueError(f"weight {weight}, threshold {threshold}: expected numbers from 0 to 1")
-    probability = probability.float().nan_to_num(nan=0.0)
+    probability, initial = probability.float(), initial.float()
+    if backend_for(probability) == "triton":
+        from .kernels.update import soft_update as fused
+
+        _check_points(probability, points, radius, sizes)
+        return fused(probability, initial, points, radius=radius, sizes=sizes, threshold=threshold, weight=weight)
     filtered = false_alarm_filter(probability > threshold, points, radius=radius, sizes=sizes)
-    fused = weight * initial + (1 - weight) * probability >= 0.5
+    return fuse(probability, initial, filtered, weight)
+
+
+def fuse(probability: Tensor, initial: Tensor, filtered: Tensor, weight: float) -> Tensor:
+    """The last step of :func:`soft_update`: bool [B, H, W] of float32 probabilities and FAF's result."""
+    fused = weight * initial + (1 - weight) * probability.nan_to_num(nan=0.0) >= 0.5
     return torch.where(initial > 0, fused, filtered)
 
 
@@ -172,6 +182,10 @@ def near_a_point(components: Components, points: Tensor, radius: int, sizes: Ten
 
 def _check(prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None) -> None:
     check_mask(prediction, "prediction")
+    _check_points(prediction, points, radius, sizes)
+
+
+def _check_points(prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None) -> None:
     check_sizes(sizes, prediction)
     check_points(points, prediction, sizes)
     if not isinstance(radius, int) or radius < 0:

@@ -24,6 +24,7 @@ TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 8 pixels a thread while scannin
 NUM_WARPS = 8
 WORKSPACE_BYTES = 256 * 2**20
 MAX_REGISTERS = 128  # a thread, on CUDA
+LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run on CPU tensors, in Triton's interpreter
 
@@ -176,10 +177,14 @@ def valid_size(sizes, image, height, width, HAS_SIZES: tl.constexpr):
 
 @triton.jit
 def scan_tile(
-    mask, initial, out, tile, rows, columns, height, width, threshold,
-    HAS_INITIAL: tl.constexpr, LOGITS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    mask, initial, out, tile, rows, columns, height, width, threshold, weight, rest,
+    HAS_INITIAL: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """Write initial + 2 * foreground to the output; returns 1 where the tile holds foreground, else 0."""
+    """Write initial + 2 * foreground to the output; returns 1 where the tile holds foreground, else 0.
+
+    SOFT: both are probabilities, and where the initial one is not 0 its weighted sum with the other takes its place;
+    foreground there has bit 2 as well, which tells the end to keep out.
+    """
     tiles_x = tl.cdiv(width, TILE_W)
     y = (tile // tiles_x) * TILE_H + tl.arange(0, TILE_H)[:, None]
     x = (tile % tiles_x) * TILE_W + tl.arange(0, TILE_W)[None, :]
@@ -189,7 +194,13 @@ def scan_tile(
     is_set = value.to(tl.float32) > threshold if LOGITS else value != 0
     is_set = is_set & inside & (y < rows) & (x < columns)
     bits = is_set.to(tl.uint8) * 2
-    if HAS_INITIAL:
+    if SOFT:
+        first = tl.load(initial + at, mask=inside, other=0)
+        second = tl.minimum(tl.maximum(tl.where(value == value, value, 0.0), -LARGEST), LARGEST)  # as nan_to_num
+        in_box = first > 0
+        bits = bits | (in_box & (weight * first + rest * second >= 0.5)).to(tl.uint8)
+        bits = bits | (in_box & is_set).to(tl.uint8) * 4
+    elif HAS_INITIAL:
         bits = bits | (tl.load(initial + at, mask=inside, other=0) != 0).to(tl.uint8)
     tl.store(out + at, bits, mask=inside)
     return all_max(is_set.to(tl.int32))

@@ -54,8 +54,9 @@ def scan_kernel(
     base = image * height * width
     rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
     found = scan_tile(
-        mask + base, mask, plane + base, tile, rows, columns, height, width, 0.0, False, False, TILE_H, TILE_W
-    )
+        mask + base, mask, plane + base, tile, rows, columns, height, width, 0.0, 0.0, 0.0, False, False, False,
+        TILE_H, TILE_W,
+    )  # fmt: skip
     tl.store(filled + tl.program_id(0), found)
     if found > 0:
         tl.debug_barrier()

@@ -1,10 +1,12 @@
 """FAF + MDR in one pass over the prediction (HMG Sec. 3.2): label, sum, decide and unite on the device.
 
-Equal to :func:`hmg_gpu.update.update` (and, without ``initial``, to ``false_alarm_filter``), bit for bit.
+Equal to :func:`hmg_gpu.update.update` (and, without ``initial``, to ``false_alarm_filter``), bit for bit; with a
+weight and probabilities to ``soft_update``.
 
 The prediction and the initial mask are streamed once. The output plane holds bit 0 = initial and
 bit 1 = prediction until the decision is made, so later phases never read the prediction again, and they visit
-only the tiles that hold foreground.
+only the tiles that hold foreground. Soft fusion decides bit 0 in that one pass too; bit 2 marks a prediction
+inside a box, which FAF may not touch.
 
     image design   one launch; each program owns one image at a time, programs = min(B, workspace / image)
     tile design    four launches over tiles x images: scan + link, join borders, sum, decide
@@ -85,7 +87,7 @@ def sum_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H: t
 def write_pixel(out, y, x, width, keep, where):
     at = out + y * width + x
     old = tl.load(at, mask=where, other=0)
-    tl.store(at, (old & 1) | keep.to(tl.uint8), mask=where)
+    tl.store(at, (old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)
 
 
 @triton.jit
@@ -120,8 +122,8 @@ def decide_tile(
 @triton.jit(do_not_specialize=["images", "height", "radius"])
 def update_image_kernel(
     prediction, initial, out, points, offsets, sizes, parents, areas, sums, listed,
-    images, height, width, radius, threshold,
-    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr,
+    images, height, width, radius, threshold, weight, rest,
+    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     """One program an image at a time, over and over; workspace belongs to the program, not to the image."""
@@ -141,7 +143,7 @@ def update_image_kernel(
         for tile in range(tiles_n):
             some = scan_tile(
                 prediction + base, initial + base, plane, tile, rows, columns, height, width, threshold,
-                HAS_INITIAL, LOGITS, TILE_H, TILE_W,
+                weight, rest, HAS_INITIAL, LOGITS, SOFT, TILE_H, TILE_W,
             )  # fmt: skip
             if some > 0:
                 tl.store(listed + found, tile)
@@ -171,8 +173,8 @@ def update_image_kernel(
 
 @triton.jit(do_not_specialize=["height"])
 def scan_link_kernel(
-    prediction, initial, out, sizes, parents, areas, sums, filled, height, width, threshold,
-    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr,
+    prediction, initial, out, sizes, parents, areas, sums, filled, height, width, threshold, weight, rest,
+    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     blocks_n = ((height + 1) // 2) * ((width + 1) // 2)
@@ -183,7 +185,7 @@ def scan_link_kernel(
     rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
     some = scan_tile(
         prediction + base, initial + base, out + base, tile, rows, columns, height, width, threshold,
-        HAS_INITIAL, LOGITS, TILE_H, TILE_W,
+        weight, rest, HAS_INITIAL, LOGITS, SOFT, TILE_H, TILE_W,
     )  # fmt: skip
     tl.store(filled + tl.program_id(0), some)
     if some > 0:
@@ -258,9 +260,11 @@ def choose_design(images: int, height: int, width: int) -> str:
 
 def launch(
     prediction: Tensor, initial: Tensor | None, points: Tensor, offsets: Tensor, sizes: Tensor | None,
-    radius: int, threshold: float, design: str | None = None,
+    radius: int, threshold: float, design: str | None = None, weight: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Run the kernels; must equal ``hmg_gpu.update.update``. Arguments as :func:`update`, already checked.
+
+    With ``weight`` as :func:`soft_update`: ``prediction`` and ``initial`` are float32 probabilities.
 
     Workspace: at most 256 MiB (4096 x 512 x 512: 255 programs of 1 MiB) unless one image alone needs more
     (4 bytes a pixel up to 1 625 x 1 625, 6 beyond).
@@ -273,7 +277,8 @@ def launch(
     if logits:  # compare as torch does: the threshold in the prediction's own precision
         threshold = float(torch.tensor(threshold, dtype=torch.float64).to(prediction.dtype))
     prediction = prediction.contiguous() if logits else prediction.contiguous().view(torch.uint8)
-    start = out if initial is None else initial.contiguous().view(torch.uint8)
+    soft = weight is not None
+    start = out if initial is None else initial.contiguous() if soft else initial.contiguous().view(torch.uint8)
     limits = offsets if sizes is None else sizes.contiguous()
     points, offsets = points.contiguous(), offsets.contiguous()
 
@@ -287,18 +292,21 @@ def launch(
     areas = torch.empty(slots * blocks_n, dtype=torch.int32, **space)
     sums = torch.empty(slots * 2 * blocks_n, dtype=sum_dtype(height, width), **space)
     listed = torch.empty(slots * tiles_n, dtype=torch.int32, **space)
-    flags = {"HAS_INITIAL": initial is not None, "HAS_SIZES": sizes is not None, "LOGITS": logits}
+    flags = {"HAS_INITIAL": initial is not None, "HAS_SIZES": sizes is not None, "LOGITS": logits, "SOFT": soft}
+    if soft:
+        flags["enable_fp_fusion"] = False  # a fused multiply and add would round differently from the torch path
+    parts = (weight, 1 - weight) if soft else (0.0, 0.0)
     tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, **blocks.launch_options(NUM_WARPS)}
     with torch.cuda.device_of(prediction):
         if design == "images":
             update_image_kernel[(slots,)](
                 prediction, start, out, points, offsets, limits, parents, areas, sums, listed,
-                images, height, width, radius, threshold, **flags, **tile,
+                images, height, width, radius, threshold, *parts, **flags, **tile,
             )  # fmt: skip
         else:
             grid = (images * tiles_n,)
             scan_link_kernel[grid](
-                prediction, start, out, limits, parents, areas, sums, listed, height, width, threshold,
+                prediction, start, out, limits, parents, areas, sums, listed, height, width, threshold, *parts,
                 **flags, **tile,
             )  # fmt: skip
             link_border_kernel[grid](out, parents, listed, height, width, **tile)
@@ -348,6 +356,35 @@ def _(prediction, initial, points, offsets, sizes, radius, threshold):
     return torch.empty(prediction.shape, dtype=torch.bool, device=prediction.device)
 
 
+@torch.library.custom_op("hmg_gpu::soft_update", mutates_args=(), device_types="cuda")
+def _soft_update(
+    probability: Tensor,
+    initial: Tensor,
+    points: Tensor,
+    offsets: Tensor,
+    sizes: Tensor | None,
+    radius: int,
+    threshold: float,
+    weight: float,
+) -> Tensor:
+    return launch(probability, initial, points, offsets, sizes, radius, threshold, weight=weight)
+
+
+@_soft_update.register_kernel("cpu")
+def _(probability, initial, points, offsets, sizes, radius, threshold, weight):
+    if blocks.INTERPRETED:
+        return launch(probability, initial, points, offsets, sizes, radius, threshold, weight=weight)
+    from hmg_gpu.update import fuse
+
+    filtered = without_triton(probability, None, points, offsets, sizes, radius, threshold)
+    return fuse(probability, initial, filtered, weight)
+
+
+@_soft_update.register_fake
+def _(probability, initial, points, offsets, sizes, radius, threshold, weight):
+    return torch.empty(probability.shape, dtype=torch.bool, device=probability.device)
+
+
 @torch.no_grad()
 def update(
     prediction: Tensor, initial: Tensor | None, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None,
@@ -379,9 +416,43 @@ def update(
         ValueError: shapes or devices that do not belong together, a negative radius.
     """
     blocks.check_plane("prediction", prediction, (torch.bool, torch.float32, torch.float16, torch.bfloat16))
+    points, offsets = _check(prediction, initial, torch.bool, points, radius, sizes, offsets)
+    return _update(prediction, initial, points, offsets, sizes, int(radius), float(threshold))
+
+
+@torch.no_grad()
+def soft_update(
+    probability: Tensor, initial: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None,
+    offsets: Tensor | None = None, threshold: float = 0.5, weight: float = 0.7,
+) -> Tensor:  # fmt: skip
+    """:func:`hmg_gpu.soft_update` in the launches of :func:`update`: soft fusion costs no pass of its own.
+
+    Args:
+        probability: float32 [B, H, W] in 0 to 1; NaN counts as 0.
+        initial: float32 [B, H, W], 0 outside the boxes.
+        points, radius, sizes, offsets: as :func:`update`.
+        threshold: foreground outside the boxes where ``probability > threshold``.
+        weight: of ``initial``, 0 to 1.
+
+    Returns:
+        bool [B, H, W].
+
+    Raises:
+        TypeError, ValueError: as :func:`update`.
+    """
+    blocks.check_plane("probability", probability, (torch.float32,))
+    points, offsets = _check(probability, initial, torch.float32, points, radius, sizes, offsets)
+    return _soft_update(probability, initial, points, offsets, sizes, int(radius), float(threshold), float(weight))
+
+
+def _check(
+    prediction: Tensor, initial: Tensor | None, dtype: torch.dtype, points: Tensor, radius: int,
+    sizes: Tensor | None, offsets: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Refuse what does not belong together; points and offsets, built where there are none."""
     images, device = prediction.shape[0], prediction.device
     if initial is not None:
-        blocks.check_plane("initial", initial, (torch.bool,))
+        blocks.check_plane("initial", initial, (dtype,))
         if initial.shape != prediction.shape or initial.device != device:
             raise ValueError(
                 f"initial: expected {list(prediction.shape)} on {device} like the prediction, "
@@ -392,13 +463,13 @@ def update(
     if int(radius) != radius or not 0 <= radius < 2**31:
         raise ValueError(f"radius: expected an integer number of pixels from 0 to 2**31 - 1, got {radius}")
     if offsets is None:
-        points, offsets = group_points(points, images)
-    elif offsets.dtype != torch.int64 or offsets.shape != (images + 1,) or offsets.device != device:
+        return group_points(points, images)
+    if offsets.dtype != torch.int64 or offsets.shape != (images + 1,) or offsets.device != device:
         raise ValueError(
             f"offsets: expected int64 [{images + 1}] on {device}, got {offsets.dtype} {list(offsets.shape)} on "
             f"{offsets.device}; build points and offsets with group_points(points, B)"
         )
-    return _update(prediction, initial, points, offsets, sizes, int(radius), float(threshold))
+    return points, offsets
 
 
 def false_alarm_filter(

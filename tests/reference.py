@@ -204,10 +204,15 @@ def detection_metrics(pairs: Iterable[tuple[NDArray, NDArray]], distance: float 
 
 
 def soft_update(
-    probability: NDArray, initial: NDArray, points: Iterable[Point], radius: int = 30, weight: float = 0.7
+    probability: NDArray,
+    initial: NDArray,
+    points: Iterable[Point],
+    radius: int = 30,
+    weight: float = 0.7,
+    threshold: float = 0.5,
 ) -> NDArray:
     """Inside a box (initial > 0) the two probabilities are averaged, elsewhere the prediction is filtered."""
-    filtered = false_alarm_filter(probability > 0.5, points, radius)
+    filtered = false_alarm_filter(probability > threshold, points, radius)
     hybrid = filtered.copy()
     for y, x in zip(*np.nonzero(initial > 0), strict=True):
         hybrid[y, x] = weight * initial[y, x] + (1 - weight) * probability[y, x] >= 0.5

@@ -45,6 +45,10 @@ def op_calls():
     return {
         "update": (torch.ops.hmg_gpu.update.default, (MASK, MASK, points, offsets, None, 3, 0.0)),
         "update, logits": (torch.ops.hmg_gpu.update.default, (IMAGES, None, points, offsets, SIZES, 3, 50.0)),
+        "soft update": (
+            torch.ops.hmg_gpu.soft_update.default,
+            (IMAGES, MASK.float(), points, offsets, SIZES, 3, 0.5, 0.7),
+        ),
         "components": (torch.ops.hmg_gpu.components.default, (MASK, SIZES, 12)),
         "detection_counts": (torch.ops.hmg_gpu.detection_counts.default, (MASK, MASK, None, 3.0)),
         "pmg": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, SIZES, 4, 1, 0.15, True)),
@@ -172,6 +176,8 @@ def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str,
             logits = torch.func.functional_call(model, weights, (images[:, None],))[:, 0]
             hybrid = hmg_gpu.update(logits > 0, initial, points, sizes=sizes)
             fused = update.update(logits, initial, points, sizes=sizes)
+            soft = hmg_gpu.soft_update(logits.sigmoid(), logits.sigmoid(), points, sizes=sizes)
+            assert soft.dtype == torch.bool and soft.device.type == fake_device
             assert hmg_gpu.false_alarm_filter(logits > 0, points, sizes=sizes).shape == hybrid.shape == fused.shape
             assert hybrid.dtype == torch.bool and hybrid.device.type == fake_device
             assert detection_counts(hybrid, initial, sizes=sizes).shape == (4, 7)
@@ -241,7 +247,7 @@ def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> N
 def test_the_launch_count_is_constant(shape: tuple[int, int, int], count: int, monkeypatch) -> None:
     """On meta tensors, with kernels that only note their name."""
     empty = {"device": "meta"}
-    mask = torch.empty(shape, dtype=torch.bool, **empty)
+    mask, plane = torch.empty(shape, dtype=torch.bool, **empty), torch.empty(shape, **empty)
     points = torch.empty((count, 3), dtype=torch.int64, **empty)
     offsets = torch.empty(shape[0] + 1, dtype=torch.int64, **empty)
 
@@ -255,8 +261,11 @@ def test_the_launch_count_is_constant(shape: tuple[int, int, int], count: int, m
     ):
         found = names(update, lambda d=design: update.launch(mask, mask, points, offsets, None, 30, 0.0, d))
         assert found == expected
-    images = torch.empty(shape, **empty)
-    assert names(pmg, lambda: pmg.launch(images, points, None, None, 25, 4, 0.15, True)) == ["pmg_kernel"]
+        found = names(
+            update, lambda d=design: update.launch(plane, plane, points, offsets, None, 30, 0.5, d, weight=0.7)
+        )
+        assert found == expected
+    assert names(pmg, lambda: pmg.launch(plane, points, None, None, 25, 4, 0.15, True)) == ["pmg_kernel"]
     labelling = ["scan_kernel", "link_border_kernel", "first_kernel", "rank_kernel", "moments_kernel"]
     assert names(components, lambda: components.launch_components(mask, None, 100)) == labelling
     found = names(components, lambda: components.launch_counts(mask, mask, None, 3.0))
@@ -278,7 +287,7 @@ def test_no_size_is_a_constant_of_the_compiler() -> None:
         constants |= {name for name in kernel.arg_names if "constexpr" in str(notes.get(name))}
         assert {"images", "height", "width", "capacity"}.isdisjoint(constants)
     # Block sizes and switches; ALONG, ACROSS and COLUMNS of pmg follow from extent and half_width.
-    switches = {"HAS_INITIAL", "HAS_SIZES", "LOGITS", "LABELS", "SEARCH", "PAINT"}
+    switches = {"HAS_INITIAL", "HAS_SIZES", "LOGITS", "SOFT", "LABELS", "SEARCH", "PAINT"}
     assert constants == switches | {"TILE_H", "TILE_W", "COLUMNS", "CHUNK", "LANES", "ALONG", "ACROSS", "ROWS"}
 
 

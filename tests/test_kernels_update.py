@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from hmg_gpu.kernels import blocks
 from hmg_gpu.kernels import update as kernels
+from hmg_gpu.update import false_alarm_filter, fuse
 
 DESIGNS = ("images", "tiles")
 
@@ -33,13 +34,13 @@ def small_tiles(monkeypatch) -> None:
     monkeypatch.setattr(blocks, "TILE_W", 16)
 
 
-def run(prediction, initial, points, *, design, radius=30, sizes=None, threshold=0.0, seed=0):
+def run(prediction, initial, points, *, design, radius=30, sizes=None, threshold=0.0, seed=0, weight=None):
     """Launch one design on poisoned memory with its programs in a random order."""
     tensors = [None if t is None else t.to(DEVICE) for t in (prediction, initial, points, sizes)]
     prediction, initial, points, sizes = tensors
     points, offsets = kernels.group_points(points, len(prediction))
     with poisoned_memory(), shuffled_programs(seed):
-        return kernels.launch(prediction, initial, points, offsets, sizes, radius, threshold, design).cpu()
+        return kernels.launch(prediction, initial, points, offsets, sizes, radius, threshold, design, weight).cpu()
 
 
 def check(masks, initials, points_of_images, *, design, radius, seed=0):
@@ -221,8 +222,8 @@ def test_offsets_past_two_to_the_31_pixels() -> None:
     tile = {"TILE_H": 32, "TILE_W": 128}
     with program_at(last):
         kernels.scan_link_kernel[(1,)](
-            prediction, out, out, offsets, parents, areas, sums, filled, height, width, 0.0,
-            HAS_INITIAL=False, HAS_SIZES=False, LOGITS=False, **tile,
+            prediction, out, out, offsets, parents, areas, sums, filled, height, width, 0.0, 0.0, 0.0,
+            HAS_INITIAL=False, HAS_SIZES=False, LOGITS=False, SOFT=False, **tile,
         )  # fmt: skip
         blocks.link_border_kernel[(1,)](out, parents, filled, height, width, **tile)
         kernels.sum_kernel[(1,)](out, parents, areas, sums, filled, height, width, **tile)
@@ -233,9 +234,45 @@ def test_offsets_past_two_to_the_31_pixels() -> None:
     with program_at(last):
         kernels.update_image_kernel[(1,)](
             prediction, out, out, points, offsets, offsets, parents, areas, sums, filled,
-            images, height, width, 200, 0.0, HAS_INITIAL=False, HAS_SIZES=False, LOGITS=False, **tile,
+            images, height, width, 200, 0.0, 0.0, 0.0,
+            HAS_INITIAL=False, HAS_SIZES=False, LOGITS=False, SOFT=False, **tile,
         )  # fmt: skip
     assert int(out[last].sum()) == 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_soft_fusion_equals_the_plain_path_and_the_reference(seed: int, small_tiles: None) -> None:
+    """100 batches with padding: half in steps of 1/64, where sums meet 0.5 exactly, half with NaN and infinity."""
+    rng = np.random.default_rng(seed)
+    for case in range(10):
+        shape = random_shape(rng)
+        masks = [random_mask(rng, shape) for _ in range(2)]
+        values = np.stack([mask * rng.integers(20, 65, shape) / 64 for mask in masks]).astype(np.float32)
+        initial = np.stack([random_mask(rng, shape) * rng.integers(1, 65, shape) / 64 for _ in masks])
+        weight, threshold = float(rng.choice([0.0, 0.25, 0.5, 0.75, 1.0])), float(rng.choice([0.25, 0.5, 0.75]))
+        if case % 2:
+            weight, threshold = float(rng.random()), float(rng.random())
+            odd = rng.random(values.shape)
+            values = np.where(odd < 0.03, np.nan, np.where(odd > 0.98, np.inf, values * rng.random(values.shape)))
+        points = point_rows([random_points(rng, shape) for _ in masks])
+        sizes = torch.tensor([shape, (max(1, shape[0] - 3), max(1, shape[1] - 2))])
+        height, width = sizes[1].tolist()
+        initial[1, height:] = initial[1, :, width:] = 0
+        inside = (points[:, 0] == 0) | ((points[:, 1:] < sizes[1]).all(1))
+        probability, first = torch.from_numpy(values).float(), torch.from_numpy(initial).float()
+        radius = int(rng.choice([0, 1, 4, 30]))
+        settings = {"radius": radius, "threshold": threshold, "weight": weight}
+        found = run(
+            probability, first, points[inside],
+            design=DESIGNS[case // 2 % 2], sizes=sizes, seed=case, **settings,
+        )  # fmt: skip
+        filtered = false_alarm_filter(probability > threshold, points[inside], radius=radius, sizes=sizes)
+        assert torch.equal(found, fuse(probability, first, filtered, weight))
+        for index, (rows, columns) in enumerate(sizes.tolist() if case % 2 == 0 else []):
+            own = points[inside][points[inside][:, 0] == index, 1:].tolist()
+            planes = (plane[index, :rows, :columns].astype(np.float64) for plane in (values, initial))
+            wanted = reference.soft_update(*planes, own, radius, weight, threshold)
+            assert np.array_equal(found[index, :rows, :columns].numpy(), wanted)
 
 
 def test_empty_batches() -> None:
