@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -271,8 +272,8 @@ def sizes(case: Mapping[str, Any], one: str) -> list[str]:
     return [f"{name}: {percent(teacher[name]['iou'])} {percent(student[name]['iou'])}" for name in student]
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"  # no target of this size
 
 
 def mean(values: Sequence[float]) -> str:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from tiny import write_folder
 
-from bench import peers
+from bench import peers, student
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
-from bench.scenes import blob_scene, blobs_for, points_scene
+from bench.scenes import blob_scene, blobs_for, points_scene, training_set
 from bench.show import case_table, goal_table, write_plots
 from bench.timer import time_together
+from hmg_gpu import point_to_mask
+from hmg_gpu.data import load_folder
+from hmg_gpu.student import StudentSettings, train_student
+from hmg_gpu.training import measure
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -138,3 +145,49 @@ def test_plots_of_sweeps(tmp_path: Path) -> None:
     figures = run_case(case, seconds=0)
     (path,) = write_plots(tmp_path, [case], {"figures": figures, "exponents": exponents(figures)})
     assert path.name == "throughput-made-up.png" and Image.open(path).size[0] > 800
+
+
+# ---- students -------------------------------------------------------------------------------------------------------
+
+
+def test_students_are_measured_once_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainings of one step on a tiny set: what is written is what students make; a second run trains nothing."""
+    root = write_folder(tmp_path / "tiny")
+    shutil.copytree(root / "masks_centroid", root / "masks_coarse")
+    monkeypatch.setenv("HMG_DATA", str(root.parent))
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "student.json"
+    arguments = ["--sets", root.name, "--seeds", "0", "--steps", "1", "--threads", "1", "--json", str(path)]
+    threads = torch.get_num_threads()
+    try:
+        assert student.main(arguments) == 0
+        found = json.loads(path.read_text())
+        assert list(found) == [f"{root.name} {points} seed 0" for points in student.POINTS]
+        data = load_folder(root, "train")
+        known = train_student(data, settings=StudentSettings(steps=1))
+        for case in found.values():
+            (last,) = case["rounds"]
+            assert last["sets"][root.name]["iou"] == measure(known.masks(data), data)["iou"]
+            more = case["more"][root.name]
+            assert more["levels"]["0.1"] == last["sets"][root.name]["iou"]
+            teacher = point_to_mask(data.images, data.points, sizes=data.sizes)
+            assert more["teacher"]["iou"] == measure(teacher, data)["iou"]
+            assert more["moved"]["4"]["teacher"] < more["teacher"]["iou"]
+        monkeypatch.setattr(student, "train_student", None)
+        assert student.main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("...") == 2 and "students by seed" in shown and "masks_coarse" in shown
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_moved_points_lie_so_far_away_and_in_the_image() -> None:
+    data = training_set("no such set", images=4, size=64)
+    for pixels in (1, 4):
+        moved = student.move_points(data, pixels)
+        step = (moved - data.points)[:, 1:].double().norm(dim=1)
+        inner = ((data.points[:, 1:] >= pixels) & (data.points[:, 1:] < 64 - pixels)).all(1)
+        assert bool(inner.any()) and bool(((step[inner] - pixels).abs() <= 0.75).all())
+        assert bool((moved[:, 1:] >= 0).all()) and bool((moved[:, 1:] < 64).all())
