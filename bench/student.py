@@ -41,17 +41,9 @@ SETS = ("NUAA-SIRST", "NUDT-SIRST")  # "synthetic": the scenes that come with th
 POINTS = ("masks_centroid", "masks_coarse")
 ASKED = {("NUAA-SIRST", "masks_centroid"): 77.5, ("NUAA-SIRST", "masks_coarse"): 76.0}
 ASKED |= {("NUDT-SIRST", "masks_centroid"): 76.5, ("NUDT-SIRST", "masks_coarse"): 76.0}
-CHANGES: tuple[dict[str, float], ...] = (
-    {"members": 1},
-    {"averaging": 0.0},
-    {"crop": 32},
-    {"crop": 40},
-    {"crop": 48},
-    {"shift": 0},
-    {"steps": 200},
-    {"steps": 800},
-    {"members": 4},
-    {"rounds": 2},
+CHANGES = (
+    *("steps=200", "steps=800", "members=1", "members=4", "rounds=2", "averaging=0.0", "shift=0"),
+    *("crop=32", "crop=40", "crop=48"),
 )
 
 
@@ -76,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", nargs="+", default=POINTS, help="kinds of points (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
     parser.add_argument("--joint", action="store_true", help="also one student for all sets")
-    parser.add_argument("--changes", action="store_true", help="also one setting changed at a time, first seed")
+    parser.add_argument(
+        "--changes",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help=f"also one setting changed at a time, first seed (alone: {' '.join(CHANGES)})",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=Path("student.json"), help="(default: %(default)s)")
@@ -109,10 +106,11 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         for group in groups:
             for points in options.points:
                 yield Case(group, points, seed)
-    for change in CHANGES if options.changes else ():
+    for change in () if options.changes is None else options.changes or CHANGES:
+        name, value = change.split("=")
         for group in alone:
             for points in options.points:
-                yield Case(group, points, options.seeds[0], change)
+                yield Case(group, points, options.seeds[0], {name: json.loads(value)})
 
 
 def run(case: Case, device: torch.device, steps: Mapping[str, int]) -> dict[str, Any]:

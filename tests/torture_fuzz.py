@@ -33,11 +33,13 @@ from torture_mutations import mutate, write_corpus
 import eval as evaluate
 import train
 from hmg_gpu import cli, training
-from hmg_gpu.checkpoints import load_model, load_weights, read_description, read_tensors
+from hmg_gpu.checkpoints import load_model, read_description, read_tensors
 from hmg_gpu.data import iterate_store, load_folder, load_store, read_image, read_mask, read_points, store_splits
 from hmg_gpu.data.images import read_header
 from hmg_gpu.errors import HMGError
 from hmg_gpu.models import build_model
+from hmg_gpu.models.crop_net import CropNet
+from hmg_gpu.student import Student, StudentSettings
 
 MEMORY = 2 * 2**30  # bytes on top of what the process has when it starts
 SECONDS = 10  # of computing, so that a busy machine does not look like a hang
@@ -107,7 +109,7 @@ def run(folder: Path, count: int, deadline: float, seed: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> list[tuple[str, bytes]]:
-    """What the commands need besides the file under test, never written to; gives the state of a run."""
+    """What the commands need besides the file under test, never written to; gives a run's state and a student."""
     write_folder(folder / "good")
     write_folder(folder / "one")  # image of each split
     for old in (folder / "one").glob("*/*[1-5].png"):
@@ -126,7 +128,10 @@ def prepare(folder: Path) -> list[tuple[str, bytes]]:
         cli.main(["check", str(folder / "good")])
         arguments = ["--out", str(folder / "run"), *arguments[2:], "--epochs", "1", "1", *SMALL]
         train.main(["--data", str(folder / "good"), *arguments])
-    return [("last.safetensors", (folder / "run" / "last.safetensors").read_bytes())] * 3
+    student = Student([CropNet()], StudentSettings(crop=24, members=1))
+    student.save(folder / "student.safetensors")
+    states = [("last.safetensors", (folder / "run" / "last.safetensors").read_bytes())] * 3
+    return states + [("student.safetensors", (folder / "student.safetensors").read_bytes())] * 2
 
 
 def warm_weights(folder: Path) -> Path:
@@ -262,8 +267,7 @@ def jobs(
             command(train.main, "--data", path, "--epochs", 1, 0, *SMALL, "--out", out / "run", *machine),
         ]
     else:
-        readers = [load_model, read_description, read_tensors, lambda path: load_weights(build_model("dnanet"), path)]
-        readers = readers[:1] if kind == "pth" else readers[:3]
+        readers = [load_model] if kind == "pth" else [load_model, read_description, read_tensors, Student.load]
         commands = [
             command(evaluate.main, "predict", pictures, "--checkpoint", path, "--out", out, *machine),
             export(clicks, "--checkpoint", path),
@@ -277,6 +281,7 @@ def jobs(
             commands = (
                 [command(train.main, "--resume", out / "run", *machine)] if name == "last.safetensors" else commands
             )
+            commands = [export(clicks, "--student", path)] if name == "student.safetensors" else commands
     read = [
         (getattr(reader, "__name__", "reader"), lambda reader=reader: (reader(path), True)[1]) for reader in readers
     ]
