@@ -28,6 +28,7 @@ from torch import Tensor
 
 from hmg_gpu.data import ImageSet, load_folder
 from hmg_gpu.data.source import SYNTHETIC, default_extent, load_split
+from hmg_gpu.errors import InputError
 from hmg_gpu.files import write_json
 from hmg_gpu.models.crop_net import CropNet
 from hmg_gpu.own_masks import masks_around
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--changes",
         nargs="*",
+        type=one_change,
         metavar="NAME=VALUE",
         help=f"also one setting changed at a time, first seed (alone: {' '.join(CHANGES)})",
     )
@@ -106,11 +108,23 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         for group in groups:
             for points in options.points:
                 yield Case(group, points, seed)
-    for change in () if options.changes is None else options.changes or CHANGES:
-        name, value = change.split("=")
+    for change in () if options.changes is None else options.changes or map(one_change, CHANGES):
         for group in alone:
             for points in options.points:
-                yield Case(group, points, options.seeds[0], {name: json.loads(value)})
+                yield Case(group, points, options.seeds[0], change)
+
+
+def one_change(text: str) -> dict[str, float]:
+    """ "steps=200" as a setting and its value."""
+    name, _, value = text.partition("=")
+    if name not in StudentSettings.__dataclass_fields__:
+        raise argparse.ArgumentTypeError(f"{text!r}: no setting of a student; NAME=VALUE, for example {CHANGES[0]}")
+    try:
+        change = {name: json.loads(value)}
+        StudentSettings(**change)
+    except (ValueError, TypeError, InputError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    return change
 
 
 def run(case: Case, device: torch.device, steps: Mapping[str, int]) -> dict[str, Any]:
