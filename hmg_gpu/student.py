@@ -9,7 +9,7 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
 
 A student has two networks, each taught by half of the points, so that one of the two never saw PMG's error on a target.
 PMG errs by leaving pixels out (its box can only cut), so the threshold lies low: 0.1 is the best of 0.1 to 0.5 on the
-synthetic scenes that come with the project, whose targets are known; no annotation took part.
+synthetic scenes that come with the project, whose targets are known. README says what that is worth.
 
 Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
 """
