@@ -208,9 +208,10 @@ def get_masks(
 
 def describe(options: argparse.Namespace, network: Network | None, pmg: dict) -> dict[str, Any]:
     """What every result says about how it came to be."""
+    chosen = {name: value for name in SETTINGS if (value := getattr(options, name, None)) is not None}
     return {
         "command": options.name,
-        "settings": pmg | {name: value for name in SETTINGS if (value := getattr(options, name, None)) is not None},
+        "settings": pmg | {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
         "network": network and network.about(),
         "seed": options.seed,
         "device": options.device,

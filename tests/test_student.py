@@ -409,3 +409,8 @@ def test_measured_beside_pmg(quick: None, tmp_path: Path) -> None:
     truth = data.masks
     masks = learned_masks(data, extent=25)
     assert rows["learned"]["iou"] == pytest.approx(float((masks & truth).sum() / (masks | truth).sum()))
+    student = tmp_path / "out" / "student.safetensors"
+    arguments = ["masks", "--data", str(root), "--student", str(student), "--out", str(tmp_path / "again")]
+    assert script.main(arguments) == 0
+    again = json.loads((tmp_path / "again" / "masks.json").read_text())
+    assert again["rows"]["learned"] == rows["learned"] and again["settings"]["student"] == str(student)
