@@ -74,7 +74,9 @@ def test_the_teacher_is_pmg_of_each_point_alone(extent: int, half_width: int, rn
     assert masks_around(replace(data, points=points[:0]), 5, extent=9).shape == (0, 11, 11)
 
 
-def test_windows_may_lie_around_other_pixels_than_the_points() -> None:
+@pytest.mark.parametrize("pixels", [1 << 22, 1])  # all points at a time, and one
+def test_windows_may_lie_around_other_pixels_than_the_points(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_masks, "_GROUP_PIXELS", pixels)
     data = tiny_set()
     centres = (data.points[:, 1:] + torch.tensor([[2, -3]])).clamp(min=0)
     radius = 9
