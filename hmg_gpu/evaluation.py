@@ -384,12 +384,12 @@ def measure_detector(
         raise InputError(f"thresholds {list(thresholds)}: expected probabilities between 0 and 1")
     metrics = [DetectionMetrics() for _ in thresholds]
     for chunk, logits in predict_logits(network.model, data, **network.inference):
-        part = data.subset(chunk.to(data.images.device))
+        part = data.subset(chunk)
         _, height, width = part.images.shape
         for threshold, counter in zip(thresholds, metrics, strict=True):
             prediction = logits[:, :height, :width] > math.log(threshold / (1 - threshold))
             if initial is not None:
-                start = initial[chunk.to(initial.device), :height, :width]
+                start = initial[chunk, :height, :width]
                 prediction = update(prediction, start, part.points, radius=radius, sizes=part.sizes)
             counter.update(prediction, part.masks, part.sizes)
         progress(len(chunk))

@@ -55,7 +55,7 @@ def predict_logits(
     padding: str = "least",
     autocast: bool = False,
     rows: Sequence[int] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[list[int], Tensor]]:
     """Run a network in eval mode over a set; images that pad to the same size share a batch.
 
     Padding is zero, at the bottom and the right, after normalisation (what a padded pixel holds changes the prediction,
@@ -71,7 +71,7 @@ def predict_logits(
         rows: the images to predict, such as a :func:`share`; None: all.
 
     Yields:
-        (int64 [b] indices into the set on the CPU, float32 logits [b, H, W], cropped or filled up with -inf to the
+        (b indices into the set, float32 logits [b, H, W], cropped or filled up with -inf to the
         set's padded height and width).
 
     Raises:
@@ -84,8 +84,8 @@ def predict_logits(
     device = data.images.device
     _, height, width = data.images.shape
     groups = _by_padded_size(data.host_sizes, range(len(data)) if rows is None else rows, padding)
-    order = torch.tensor([row for members in groups.values() for row in members], dtype=torch.int64)
-    there = to_device(order, device)  # all indices in one copy
+    order = [row for members in groups.values() for row in members]
+    there = to_device(torch.tensor(order, dtype=torch.int64), device)  # all indices in one copy
 
     def forward(index: Tensor, tall: int, wide: int) -> Tensor:
         group = data.images[index, :tall, :wide].float()
@@ -180,10 +180,10 @@ def predict(
     columns = torch.arange(prediction.shape[2], device=prediction.device)[None, None, :]
     with closing(predict_logits(model, data, **settings)) as parts:  # restores the network's mode whatever happens
         for chunk, logits in parts:
-            chunk = to_device(chunk, prediction.device)
-            size = data.sizes[chunk]
+            there = to_device(torch.tensor(chunk), prediction.device)
+            size = data.sizes[there]
             inside = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
-            prediction[chunk] = logits.sigmoid() * inside if soft else (logits > level) & inside
+            prediction[there] = logits.sigmoid() * inside if soft else (logits > level) & inside
             if progress is not None:
                 progress(len(chunk))
     if team.ranks > 1:  # every image was predicted by one rank and is False or 0 on the others

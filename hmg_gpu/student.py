@@ -17,6 +17,7 @@ Crops are gathered on the device for a whole batch of points at once; nothing in
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -54,7 +55,7 @@ class StudentSettings:
 
     crop: int = 0  # S, side of the crop, a multiple of 4; 0: what PMG's extent and the shift reach, from 32 to 48
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round
+    steps: int = 400  # of each network in each round, for each set
     batch_size: int = 64
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
@@ -398,7 +399,7 @@ def train_student(
     extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
     settings = (settings or StudentSettings()).for_extent(max(extents))
     reach = settings.radius + settings.shift
-    total = settings.rounds * settings.members * settings.steps
+    total = settings.rounds * settings.members * _steps(sets, settings)
     done = 0
 
     def step() -> None:
@@ -493,7 +494,7 @@ def _train(
     seed: int,
     step: Callable[[], None],
 ) -> CropNet:
-    device = sets[0].images.device
+    device, steps = sets[0].images.device, _steps(sets, settings)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = CropNet().to(device, memory_format=torch.channels_last)
@@ -501,12 +502,12 @@ def _train(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.2, cycle_momentum=False
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
     average = [value.detach().clone() for value in _floats(network)]
     lessons = _draw(sets, share, settings, seed)  # on the device, so that no step waits for a copy
     network.train()
-    for number in range(settings.steps):
+    for number in range(steps):
         drawn = [tuple(values[number] for values in one) for one in lessons]
         loss = _loss(network, sets, teachers, settings, drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -523,25 +524,36 @@ def _train(
     return network.eval()
 
 
+def _steps(sets: Sequence[ImageSet], settings: StudentSettings) -> int:
+    """Of one network in one round: as many again for every further set that has points."""
+    return settings.steps * sum(len(one.points) > 0 for one in sets)
+
+
 def _draw(
     sets: Sequence[ImageSet], share: Tensor, settings: StudentSettings, seed: int
 ) -> list[tuple[Sequence[Tensor], ...]]:
-    """For each set and each step: which of its points, how their crops are turned, and what decides their shifts."""
+    """For each set and each step: which of its points, how their crops are turned, and what decides their shifts.
+
+    Sets have equal parts of every batch, so that a small one is not lost beside a large one.
+    """
     generator = torch.Generator().manual_seed(seed)
-    total = settings.steps * settings.batch_size
-    passes = -(-total // len(share))  # every point once before any comes again
-    order = torch.cat([share[torch.randperm(len(share), generator=generator)] for _ in range(passes)])
-    order = order[:total].view(settings.steps, settings.batch_size)
-    turn = torch.randint(0, 2, (*order.shape, 3), generator=generator)
-    noise = torch.rand(*order.shape, (2 * settings.shift + 1) ** 2, generator=generator)
-    lessons, first = [], 0
-    for one in sets:
-        of_set = (order >= first) & (order < first + len(one.points))
-        counts = of_set.sum(1).tolist()
-        values = (order[of_set] - first, turn[of_set], noise[of_set])
-        lessons.append(tuple(value.to(one.images.device).split(counts) for value in values))
-        first += len(one.points)
-    return lessons
+    steps = _steps(sets, settings)
+    ends = itertools.accumulate((len(one.points) for one in sets), initial=0)
+    shares = [share[(share >= first) & (share < last)] - first for first, last in itertools.pairwise(ends)]
+    parts = iter(torch.arange(settings.batch_size).tensor_split(sum(len(own) > 0 for own in shares)))
+    orders = []
+    for own in shares:
+        count = len(next(parts)) if len(own) else 0
+        passes = -(-steps * count // max(1, len(own)))  # every point once before any comes again
+        order = [own[torch.randperm(len(own), generator=generator)] for _ in range(passes)]
+        orders.append(torch.cat(order or [own])[: steps * count].view(steps, count))
+    turn = torch.randint(0, 2, (steps, settings.batch_size, 3), generator=generator)
+    noise = torch.rand(steps, settings.batch_size, (2 * settings.shift + 1) ** 2, generator=generator)
+    counts = [order.shape[1] for order in orders]
+    return [
+        tuple(value.to(one.images.device).unbind() for value in values)
+        for one, *values in zip(sets, orders, turn.split(counts, 1), noise.split(counts, 1), strict=True)
+    ]
 
 
 def _loss(

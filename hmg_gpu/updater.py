@@ -107,7 +107,7 @@ class MaskUpdater:
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
         self._offsets = data.offsets.tolist()  # read once, as are the sizes, so that updates never have to
-        data.host_sizes.tolist()
+        self._sizes = data.host_sizes.tolist()
         self._row = {name: row for row, name in enumerate(data.names)}
 
     def _soft_initial(self, maker: str | Student) -> Tensor:
@@ -233,8 +233,7 @@ class MaskUpdater:
             planes = torch.zeros(self.masks.shape, dtype=torch.uint8, device=self.device)
             counts = torch.zeros(len(self), 3, dtype=torch.int64, device=self.device)
             with closing(predict_logits(_Head(net, output), self.data, rows=rows, **settings)) as parts:
-                for chunk, values in parts:
-                    index = chunk.tolist()  # on the CPU
+                for index, values in parts:
                     there = self._to_device(index)
                     planes[there], counts[there] = self._correct(index, values, level, output != "logits")
                     if progress is not None:
@@ -463,7 +462,7 @@ class MaskUpdater:
             )
         if values.dtype != torch.bool and not values.is_floating_point():
             raise InputError(f"prediction: expected floating point or bool, got {values.dtype}; do not round it")
-        tall, wide = self.data.host_sizes[index].amax(0).tolist() if index else (0, 0)
+        tall, wide = (max(self._sizes[row][axis] for row in index) if index else 0 for axis in (0, 1))
         height, width = values.shape[1:]
         if height < tall or width < wide:
             raise InputError(

@@ -50,7 +50,7 @@ def test_what_the_network_sees(padding: str) -> None:
         batch = spy.seen[-1]
         assert 1 <= len(chunk) <= 2 and len(batch) == len(chunk) == len(logits)
         assert logits.shape[1:] == data.images.shape[1:] and logits.dtype == torch.float32
-        for place, index in enumerate(chunk.tolist()):
+        for place, index in enumerate(chunk):
             height, width = SIZES[index]
             assert batch.shape[2:] == (padded_side(height, padding), padded_side(width, padding))
             expected = torch.zeros(batch.shape[2:])
@@ -194,7 +194,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     assert [str(one.message) for one in said] == ["cpu has no memory for 8 images of 32 x 32: predicting 2 at a time"]
     assert limited.counts == [8, 4, 2, 2, 2, 2, 1, 2, 1]  # and it stays at what fits
     assert torch.equal(masks, predict(Spy(), data)) and masks.any()
-    seen = [index for chunk, _ in predict_logits(Limited(12), data, batch_size=5) for index in chunk.tolist()]
+    seen = [index for chunk, _ in predict_logits(Limited(12), data, batch_size=5) for index in chunk]
     assert seen == list(range(12))
 
 

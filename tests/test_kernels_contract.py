@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,6 +29,7 @@ from hmg_gpu.kernels import blocks, components, pmg, update
 from hmg_gpu.models import build_model
 from hmg_gpu.models.crop_net import CropNet
 from hmg_gpu.student import StudentSettings, _loss
+from hmg_gpu.updater import MaskUpdater
 
 ROOT = Path(__file__).resolve().parents[1]
 MASK = torch.zeros(2, 6, 7, dtype=torch.bool)
@@ -117,11 +119,19 @@ def fake_device() -> str:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend("hmg_fake")
+    fake_tensor.CONSTANT_NUMEL_LIMIT = 0  # or a single number on its way to the device is copied in earnest
     return "hmg_fake"
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Refuse every operation whose result or shape needs the host to look at device memory."""
+    """Refuse every operation whose result or shape needs the host to look at device memory.
+
+    ``to_pinned``: copies to the host that do not block are meant for pinned memory, and are no synchronisation there.
+    """
+
+    def __init__(self, *, to_pinned: bool = False):
+        super().__init__()
+        self.to_pinned = to_pinned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -134,7 +144,8 @@ class NoSynchronisation(TorchDispatchMode):
         copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         if func in copies:
             source = args[0] if func is copies[0] else args[1]
-            ahead = source.device.type == "cpu" and kwargs.get("non_blocking")  # to the device, without waiting for it
+            unblocked = kwargs.get("non_blocking") or (func is copies[1] and args[2:3] == (True,))
+            ahead = unblocked and (source.device.type == "cpu" or self.to_pinned)  # without waiting for the device
             if source.device != result.device and not ahead:
                 raise AssertionError(f"{func} copies from {source.device} to {result.device}")
         return result
@@ -239,6 +250,46 @@ def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> N
             data.host_sizes = data.sizes
             with pytest.raises(Exception, match=r"synchronises|copies from|data-dependent"):
                 predict(OnDevice(), data, batch_size=2)
+
+
+def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:
+    """update with a network and update_one with a prediction of one's own; both fusions, with a guard."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it asks the device's own module
+    monkeypatch.setenv("HMG_BACKEND", "triton")
+    host_sizes = torch.tensor([[32, 40], [64, 64], [50, 33]])
+    model = build_model("acm").eval()
+
+    class OnDevice(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(model, weights, (images,))
+
+    for fusion in ("union", "soft"):
+        with FakeTensorMode():
+
+            def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+                return torch.empty(shape, dtype=dtype, device=fake_device)
+
+            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            weights = {name: empty(*v.shape, dtype=v.dtype) for name, v in state.items()}
+            updater = object.__new__(MaskUpdater)  # what its constructor leaves, without the readings it may make
+            updater.data = ImageSet(list("abc"), empty(3, 64, 64, dtype=torch.uint8), empty(3, 2), empty(5, 3), std=2.0)
+            updater.data.host_sizes = host_sizes
+            updater.initial, updater.masks = empty(3, 64, 64, dtype=torch.bool), empty(3, 64, 64, dtype=torch.bool)
+            updater.soft = empty(3, 64, 64, dtype=torch.float32) if fusion == "soft" else None
+            updater.radius, updater.guard, updater.settings = 30, 0.5, {}
+            updater._fault = empty(1, dtype=torch.bool)
+            updater._fault_seen = torch.zeros(1, dtype=torch.bool)  # pinned on CUDA, so that the copy waits for nothing
+            updater._offsets, updater._sizes = [0, 2, 3, 5], host_sizes.tolist()
+            updater._row = {name: row for row, name in enumerate("abc")}
+            updater._raise_fault = lambda: None  # reads host memory
+            with NoSynchronisation(to_pinned=True):
+                changes = updater.update(OnDevice(), batch_size=2)
+                assert updater.masks.shape == (3, 64, 64) and updater.masks.device.type == fake_device
+                values = empty(2, 1, 64, 64, dtype=torch.float32).sigmoid()
+                one = updater.update_one(["b", "a"], values, "probabilities")
+                assert one.masks.shape == (2, 1, 64, 64)
+                with pytest.raises(Exception, match=r"synchronises|copies from|data-dependent"):
+                    changes.pixels  # noqa: B018
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------

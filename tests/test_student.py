@@ -102,11 +102,24 @@ def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    (rows, turn, noise), (other, *_) = module._draw([data, data], share, settings, seed=1)
+    ((rows, turn, noise),) = module._draw([data], share, settings, seed=1)
     drawn = torch.cat(rows).tolist()
-    assert [len(step) for step in rows] == [4] * 5 and not any(map(len, other))
+    assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
     assert turn[0].shape == (4, 3) and noise[0].shape == (4, 25)
+
+
+def test_sets_have_equal_parts_of_every_batch_and_more_sets_more_steps() -> None:
+    data = tiny_set()
+    count = len(data.points)
+    empty = replace(data, points=data.points[:0])
+    settings = replace(QUICK, steps=5, batch_size=5)
+    share = torch.tensor([1, *range(count, 2 * count)])  # one point of the first set, all of the second
+    first, nothing, second = module._draw([data, empty, replace(data)], share, settings, seed=1)
+    assert [[len(rows) for rows in part[0]] for part in (first, nothing, second)] == [[3] * 10, [0] * 10, [2] * 10]
+    assert set(torch.cat(first[0]).tolist()) == {1} and set(torch.cat(second[0]).tolist()) == set(range(count))
+    alone = module._draw([data, empty, data], share[:1], settings, seed=1)
+    assert [len(part[0][0]) for part in alone] == [5, 0, 0]  # a set without a point of this share takes no place
 
 
 def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
