@@ -8,8 +8,8 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
                                        '---- PMG from the centroids of the masks (further rounds) ----'
 
 A student has two networks, each taught by half of the points, so that one of the two never saw PMG's error on a target.
-PMG errs by leaving pixels out (its box can only cut), so the threshold lies low: 0.1 is the best of 0.1 to 0.5 on the
-synthetic scenes that come with the project, whose targets are known. README says what that is worth.
+PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, at PMG's alpha: the
+share of a point's contrast at which PMG itself begins a target. README shows other thresholds and what that is worth.
 
 Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
 """
@@ -43,6 +43,7 @@ from .provenance import provenance
 METHODS = ("pmg", "learned")  # of making initial masks
 GROUP = 4096  # points whose masks are held at a time
 LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
+BESIDE = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (y, x) from the point to the centres of the views' crops
 NETS = 256  # crops at a time through a network that does not train
 
 
@@ -61,10 +62,10 @@ class StudentSettings:
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
     averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
-    flips: bool = True  # average the eight flips and transposes of a crop when predicting
+    flips: bool = True  # predict by the mean of eight views: flips and transposes, each a pixel off the point
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 2  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.1  # of the probabilities; 0: where the members' masks agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.15  # of the probabilities, PMG's alpha; 0: where the members' masks agree best, of 0.1, 0.15 .. 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class StudentSettings:
     @property
     def radius(self) -> int:
         """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
-        return self.crop // 2 - 1
+        return self.crop // 2 - 2
 
 
 class Student:
@@ -165,17 +166,18 @@ class Student:
         """
         sizes = full_sizes(images) if sizes is None else sizes
         side, radius = self.settings.crop, self.settings.radius
-        views = range(8) if self.settings.flips else range(1)
+        views = [(view, *BESIDE[view % 4]) for view in range(8)] if self.settings.flips else [(0, 0, 0)]
         view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
         for first in range(0, len(points), NETS):
             part = points[first : first + NETS]
             total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-            for view in views:
-                crops = normalise(gather(images, part, sizes, side, view_bits[view].expand(len(part), 3)))
+            for view, down, across in views:
+                beside = torch.stack((part[:, 0], part[:, 1] + down, part[:, 2] + across), dim=1)
+                crops = normalise(gather(images, beside, sizes, side, view_bits[view].expand(len(part), 3)))
                 for network in self.networks:
-                    probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
-                    total += unturn(probability, view, radius)
+                    found = unturn(network(crops)[:, 0].sigmoid(), view, radius + 1)  # [p, 2 R + 3, 2 R + 3]
+                    total += found[:, 1 - down :, 1 - across :][:, : 2 * radius + 1, : 2 * radius + 1]
             result[first : first + len(part)] = total / (len(views) * len(self.networks))
         return result
 
@@ -384,7 +386,7 @@ def train_student(
         settings: decides the result together with the data; None: the defaults.
         progress: called with (steps done, steps in all).
         teachers: masks to learn from in the first round instead of PMG's, float or bool [P, K, K] for each set
-            with K = 2 (``settings.radius + settings.shift``) + 1.
+            with K = 2 (``settings.crop // 2 + settings.shift``) + 1.
         on_round: called with the student of every round.
 
     Returns:
@@ -398,7 +400,7 @@ def train_student(
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
     extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
     settings = (settings or StudentSettings()).for_extent(max(extents))
-    reach = settings.radius + settings.shift
+    reach = settings.crop // 2 + settings.shift
     total = settings.rounds * settings.members * _steps(sets, settings)
     done = 0
 
