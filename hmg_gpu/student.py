@@ -8,8 +8,8 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
                                        '---- PMG from the centroids of the masks (further rounds) ----'
 
 A student has two networks, each taught by half of the points, so that one of the two never saw PMG's error on a target.
-PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, at PMG's alpha: the
-share of a point's contrast at which PMG itself begins a target. README shows other thresholds and what that is worth.
+PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, at PMG's alpha:
+the share of the contrast at which PMG itself lets a target begin. README shows other thresholds and what that is worth.
 
 Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
 """
@@ -43,7 +43,7 @@ from .provenance import provenance
 METHODS = ("pmg", "learned")  # of making initial masks
 GROUP = 4096  # points whose masks are held at a time
 LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
-BESIDE = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (y, x) from the point to the centres of the views' crops
+LINK = 0.2  # of the threshold: what joins the parts of a mask
 NETS = 256  # crops at a time through a network that does not train
 
 
@@ -62,10 +62,10 @@ class StudentSettings:
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
     averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
-    flips: bool = True  # predict by the mean of eight views: flips and transposes, each a pixel off the point
+    flips: bool = True  # average the eight flips and transposes of a crop when predicting
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 2  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.15  # of the probabilities, PMG's alpha; 0: where the members' masks agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.15  # of the probabilities (PMG's alpha); 0: where the members agree best, of 0.1, 0.15 .. 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class StudentSettings:
     @property
     def radius(self) -> int:
         """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
-        return self.crop // 2 - 2
+        return self.crop // 2 - 1
 
 
 class Student:
@@ -166,18 +166,17 @@ class Student:
         """
         sizes = full_sizes(images) if sizes is None else sizes
         side, radius = self.settings.crop, self.settings.radius
-        views = [(view, *BESIDE[view % 4]) for view in range(8)] if self.settings.flips else [(0, 0, 0)]
+        views = range(8) if self.settings.flips else range(1)
         view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
         for first in range(0, len(points), NETS):
             part = points[first : first + NETS]
             total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-            for view, down, across in views:
-                beside = torch.stack((part[:, 0], part[:, 1] + down, part[:, 2] + across), dim=1)
-                crops = normalise(gather(images, beside, sizes, side, view_bits[view].expand(len(part), 3)))
+            for view in views:
+                crops = normalise(gather(images, part, sizes, side, view_bits[view].expand(len(part), 3)))
                 for network in self.networks:
-                    found = unturn(network(crops)[:, 0].sigmoid(), view, radius + 1)  # [p, 2 R + 3, 2 R + 3]
-                    total += found[:, 1 - down :, 1 - across :][:, : 2 * radius + 1, : 2 * radius + 1]
+                    probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
+                    total += unturn(probability, view, radius)
             result[first : first + len(part)] = total / (len(views) * len(self.networks))
         return result
 
@@ -216,8 +215,9 @@ class Student:
         for points in data.points.split(GROUP):
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
-            found = _stretch(self.probabilities(data.images, points, sizes=data.sizes), self.threshold)
-            own, usable = own_components(found >= 0.5)
+            found = self.probabilities(data.images, points, sizes=data.sizes)
+            own, usable = own_pixels(found, self.threshold)
+            found = _stretch(found, self.threshold)
             found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
             values = torch.where(usable[:, None, None], found, fallback.float())
             position, inside = window_positions(points, found.shape[1], shape, data.sizes)
@@ -318,7 +318,7 @@ def normalise(crops: Tensor) -> Tensor:
 
 def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see :meth:`Student.masks`."""
-    own, usable = own_components(probabilities >= threshold)
+    own, usable = own_pixels(probabilities, threshold)
     return torch.where(usable[:, None, None], own, fallback)
 
 
@@ -329,17 +329,19 @@ def _stretch(probabilities: Tensor, threshold: float) -> Tensor:
     return torch.where(probabilities >= threshold, above, below)
 
 
-def own_components(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The components of masks [P, K, K] within a pixel of their centre, and whether they can be used: bool [P].
+def own_pixels(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Pixels [P, K, K] that pass the threshold and belong to the centre's target, and which of the P can be used.
 
-    They cannot where there is none, or where it reaches the window's edge.
+    A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass a fifth of the
+    threshold (hysteresis): a large target keeps its parts. A mask cannot be used where it is empty, or reaches the
+    window's edge.
     """
-    found = connected_components(masks)
-    centre = masks.shape[1] // 2
+    found = connected_components(probabilities >= LINK * threshold)
+    centre = probabilities.shape[1] // 2
     labels = found.labels()[:, centre - 1 : centre + 2, centre - 1 : centre + 2]
-    near = torch.zeros(len(found) + 1, dtype=torch.bool, device=masks.device)
+    near = torch.zeros(len(found) + 1, dtype=torch.bool, device=probabilities.device)
     near[labels.flatten()] = True
-    own = found.mask(near[1:])
+    own = found.mask(near[1:]) & (probabilities >= threshold)
     edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
     return own, own.any(2).any(1) & ~edge
 
@@ -386,7 +388,7 @@ def train_student(
         settings: decides the result together with the data; None: the defaults.
         progress: called with (steps done, steps in all).
         teachers: masks to learn from in the first round instead of PMG's, float or bool [P, K, K] for each set
-            with K = 2 (``settings.crop // 2 + settings.shift``) + 1.
+            with K = 2 (``settings.radius + settings.shift``) + 1.
         on_round: called with the student of every round.
 
     Returns:
@@ -400,7 +402,7 @@ def train_student(
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
     extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
     settings = (settings or StudentSettings()).for_extent(max(extents))
-    reach = settings.crop // 2 + settings.shift
+    reach = settings.radius + settings.shift
     total = settings.rounds * settings.members * _steps(sets, settings)
     done = 0
 

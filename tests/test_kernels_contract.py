@@ -202,7 +202,7 @@ def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
     settings = StudentSettings(crop=24, shift=2, batch_size=8)
     model = CropNet()
     names = [name for name, _ in model.named_parameters()]
-    side = 2 * (settings.crop // 2 + settings.shift) + 1
+    side = 2 * (settings.radius + settings.shift) + 1
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
