@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +12,12 @@ from torch import Tensor
 from .data.sets import ImageSet
 from .pmg import point_to_mask
 
-WEIGHTS = (0.4, 0.3, 0.2, 0.1)  # of the four steps of the grid from L to 2 L, the nearest first
-TOLERANCE = 1.1
+STILL = 0.42  # rate below which masks hold still
+FROM_END = 2.5  # the choice lies so much below the end of the hold ...
+FROM_START = 4.0  # ... but not so much above its start
+LEAST = math.log(2) / 2  # a hold: half an octave or more
+SMOOTHING = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+REACH = 0.4  # of the images' shorter side: longer searches only find the border
 MAX_POINTS = 500  # more hardly change the choice
 MIN_POINTS = 20
 FALLBACK = 25  # the paper's length for most sets
@@ -19,50 +25,89 @@ _GROUP = 16  # images at a time
 
 
 def choose_extent(data: ImageSet, *, half_width: int = 4, alpha: float = 0.15) -> int:
-    """Choose L_ep without ground truth: where a longer search changes the masks least (HMG Sec. 4.2 sets it by hand).
+    """Choose L_ep without ground truth, by how long the masks hold still (HMG Sec. 4.2 sets it by hand).
 
-    Below a target's size every longer search grows its mask. Far beyond it a search meets other structures, and masks
-    run away to them. In between they hold still. With M(L) the masks of the whole set at length L,
+    Below the targets' size every longer search grows the masks of a set. Far beyond it a search meets other structures,
+    and masks run away to them. In between they hold still: the rate of change (:func:`mask_rates`) is below ``STILL``.
+    Where they hold over a short range only, clutter is near, and the choice is its start; the longer they hold, the
+    more can be given to the largest targets of the set:
 
-        rate(L) = -ln IoU(M(L), M(L')) / ln(L' / L),   L' = the next length of the grid, about 2^(1/4) L
-        change(L) = 0.4, 0.3, 0.2, 0.1 of the four rates from L to 2 L
+        L_ep = max(start, min(end / 2.5, 4 start))
 
-    and the choice is the smallest L whose change is within a tenth of the least. Smallest, because a mask that ran away
-    costs more than a border that is missing. IoU over the set counts pixels, as the quality of the masks does. Lengths
-    beyond a quarter of the images' shorter side (median) are left out: the border holds masks still there, too.
+    of the first hold (:func:`first_hold`): masks can hold still again after they ran away. The constants were set on
+    NUAA-SIRST and NUDT-SIRST, see README.
 
     Args:
         data: images and points; of many images about ``MAX_POINTS`` points' worth, evenly spread, are looked at.
         half_width, alpha: L_dp and alpha of PMG.
 
     Returns:
-        L_ep in pixels; ``FALLBACK`` where there are fewer than ``MIN_POINTS`` points.
+        L_ep in pixels; ``FALLBACK`` where there are fewer than ``MIN_POINTS`` points; where masks never hold still, the
+        length at which they change least.
     """
     if len(data.points) < MIN_POINTS:
         return FALLBACK
-    changes = mask_changes(_sample(data), half_width=half_width, alpha=alpha)
-    least = min(changes.values())
-    return next(extent for extent, change in changes.items() if change <= TOLERANCE * least)
+    lengths, rates = mask_rates(_sample(data), half_width=half_width, alpha=alpha)
+    start, end = first_hold(lengths, rates)
+    chosen = max(start, min(end / FROM_END, FROM_START * start))
+    return int(chosen + 1e-6)  # down, as a mask that ran away costs more than a border that is missing
 
 
 @torch.no_grad()
-def mask_changes(data: ImageSet, *, half_width: int = 4, alpha: float = 0.15) -> dict[int, float]:
-    """The change of :func:`choose_extent` at every length that it considers: extent -> change, ascending."""
+def mask_rates(data: ImageSet, *, half_width: int = 4, alpha: float = 0.15) -> tuple[list[int], list[float]]:
+    """How fast the masks of a set change with L_ep.
+
+    Returns:
+        The lengths, from 5 pixels in quarters of an octave up to ``REACH`` of the images' shorter side (median), and
+        for each neighbouring two of them the rate -ln IoU(M(L), M(L')) / ln(L' / L), M(L) the masks of the set at L.
+        IoU counts pixels over the set, as the quality of masks does.
+    """
     shorter = float(data.sizes.amin(1).double().median())
-    grid = [round(5 * 2 ** (step / 4)) for step in range(40)]
-    count = max(1, sum(extent <= shorter / 4 for extent in grid))
-    grid = grid[: count + len(WEIGHTS)]
-    overlap = torch.zeros(len(grid) - 1, 2, dtype=torch.int64, device=data.images.device)  # intersection, union
+    lengths = [round(5 * 2 ** (step / 4)) for step in range(40)]
+    lengths = lengths[: max(2, sum(extent <= REACH * shorter for extent in lengths))]
+    overlap = torch.zeros(len(lengths) - 1, 2, dtype=torch.int64, device=data.images.device)  # intersection, union
     for rows in torch.arange(len(data)).split(_GROUP):
-        overlap += _overlap(data.subset(rows.to(data.images.device)), grid, half_width, alpha)
+        overlap += _overlap(data.subset(rows.to(data.images.device)), lengths, half_width, alpha)
     rates = []
-    for (both, either), low, high in zip(overlap.tolist(), grid, grid[1:], strict=False):
+    for (both, either), low, high in zip(overlap.tolist(), lengths, lengths[1:], strict=False):
         lost = -math.log(both / either) if both else math.inf if either else 0.0
         rates.append(lost / math.log(high / low))
-    return {
-        grid[first]: sum(weight * rate for weight, rate in zip(WEIGHTS, rates[first:], strict=False))
-        for first in range(count)
-    }
+    return lengths, rates
+
+
+def first_hold(lengths: Sequence[int], rates: Sequence[float]) -> tuple[float, float]:
+    """The first range of lengths, of at least half an octave, over which the rate stays within ``STILL``.
+
+    A rate counts at the geometric mean of its two lengths; rates are smoothed (1 : 4 : 6 : 4 : 1 of their logarithms),
+    and where they pass ``STILL`` is interpolated. Without such a range it is the longest of the shorter ones, and where
+    rates never fall so low both ends are the length of the least.
+    """
+    at = [(math.log(low) + math.log(high)) / 2 for low, high in itertools.pairwise(lengths)]
+    logs = [math.log(max(rate, 1e-3)) for rate in rates]
+    logs = [logs[0]] * 2 + logs + [logs[-1]] * 2
+    smooth = [
+        math.exp(sum(weight * log for weight, log in zip(SMOOTHING, logs[step : step + 5], strict=True)))
+        for step in range(len(rates))
+    ]
+    holds = []
+    for still, group in itertools.groupby(range(len(smooth)), key=lambda step: smooth[step] <= STILL):
+        if not still:
+            continue
+        steps = list(group)
+        first, last = steps[0], steps[-1]
+        start = _crossing(at, smooth, first, first - 1) if first else math.log(lengths[0])
+        end = _crossing(at, smooth, last, last + 1) if last + 1 < len(smooth) else math.log(lengths[-1])
+        holds.append((start, end))
+    if not holds:
+        least = float(lengths[smooth.index(min(smooth))])
+        return least, least
+    start, end = next((hold for hold in holds if hold[1] - hold[0] >= LEAST), max(holds, key=lambda h: h[1] - h[0]))
+    return math.exp(start), math.exp(end)
+
+
+def _crossing(at: Sequence[float], rates: Sequence[float], below: int, above: int) -> float:
+    """Where the straight line between two rates passes ``STILL``."""
+    return at[below] + (at[above] - at[below]) * (STILL - rates[below]) / (rates[above] - rates[below])
 
 
 def _overlap(data: ImageSet, grid: list[int], half_width: int, alpha: float) -> Tensor:
