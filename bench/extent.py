@@ -70,6 +70,8 @@ def losses(data: ImageSet, extents: Sequence[int] = EXTENTS) -> Iterator[dict[st
     halves |= {"first": range(count // 2), "last": range(count // 2, count)}
     known = {extent: overlaps(data, extent) for extent in extents}
     for part, index in halves.items():
+        if not index:
+            continue
         chosen = choose_extent(replace(data, masks=None).subset(index))
         if chosen not in known:
             known[chosen] = overlaps(data, chosen)
@@ -97,7 +99,12 @@ def resampled(data: ImageSet, scale: int) -> ImageSet:
     """Images ``scale`` times as wide and high (bilinear), ground truth too (nearest), points scaled with them."""
     if scale == 1:
         return data
-    images = F.interpolate(data.images[:, None].float(), scale_factor=scale, mode="bilinear")[:, 0]
+    _, height, width = data.images.shape
+    last = (data.sizes - 1)[:, :, None]  # [N, 2, 1]
+    rows = torch.minimum(torch.arange(height), last[:, 0])[:, :, None]  # [N, H, 1]
+    columns = torch.minimum(torch.arange(width), last[:, 1])[:, None]  # [N, 1, W]
+    repeated = data.images[torch.arange(len(data))[:, None, None], rows, columns]  # the border, in place of padding
+    images = F.interpolate(repeated[:, None].float(), scale_factor=scale, mode="bilinear")[:, 0]
     masks = data.masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     points = data.points * torch.tensor([1, scale, scale])
     return replace(data, images=images, masks=masks, points=points, sizes=data.sizes * scale)

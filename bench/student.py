@@ -1,10 +1,10 @@
 """What decides a student's masks, measured against ground truth that no training sees: python -m bench.student
 
 For the sets of ``HMG_DATA``, their centroid and coarse points, each set alone and jointly: the teacher, the student
-by round and by seed, its masks without flips, by one network, at the threshold 0.5, from the other kind of points, from
+by round and by seed, its masks without flips, by one network, at other thresholds, from the other kind of points, from
 points that moved, and by target size; then, for one seed, students trained with one setting changed.
 
-Every case is written to the file of ``--json`` when it ends; one that is there already is not run again.
+Every case is written to the file of ``--json`` when it ends; one that is there with the same settings is not run again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     for case in () if options.show else cases(options):
-        if case.name in found:
+        steps = {"steps": options.steps} if options.steps else {}
+        settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
+        if found.get(case.name, {}).get("settings") == asdict(settings):
             continue
         console.print(f"{case.name} ...", highlight=False)
         machine = {"threads": options.threads, "load": os.getloadavg(), "device": options.device}
-        steps = {"steps": options.steps} if options.steps else {}
-        found[case.name] = run(case, torch.device(options.device), steps) | {"machine": machine}
-        found[case.name]["versions"] = provenance()
+        case_found = run(case, torch.device(options.device), settings)
+        found[case.name] = case_found | {"settings": asdict(settings), "machine": machine, "versions": provenance()}
         write_json(options.json, found)
     for table in tables(found):
         console.print(table)
@@ -127,7 +128,7 @@ def one_change(text: str) -> dict[str, float]:
     return change
 
 
-def run(case: Case, device: torch.device, steps: Mapping[str, int]) -> dict[str, Any]:
+def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str, Any]:
     """Train one student and measure what it makes of its own points and others."""
     sets = [load(name, case.points, device) for name in case.sets]
     truths = [one.masks for one in sets]
@@ -150,7 +151,6 @@ def run(case: Case, device: torch.device, steps: Mapping[str, int]) -> dict[str,
         rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
         measuring += time.perf_counter() - begun
 
-    settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
     student = train_student(sets, extent=extents, settings=settings, on_round=on_round)
     seconds = {"training": time.perf_counter() - start - measuring, "process": time.process_time() - busy}
     begun = time.perf_counter()
@@ -181,9 +181,11 @@ def variants(student: Student, data: ImageSet, extent: int, case: Case, other: T
     if case.change or case.seed:
         return found
     soft = student.probabilities(data.images, data.points, sizes=data.sizes)
-    fallback = masks_around(data, student.settings.radius, extent=extent)
+    fallback, link = masks_around(data, student.settings.radius, extent=extent), student.settings.link
     place = (data.points, data.images.shape, data.sizes)
-    found["levels"] = {level: measure(paste(choose(soft, fallback, level), *place), data)["iou"] for level in LEVELS}
+    found["levels"] = {
+        level: measure(paste(choose(soft, fallback, level, link), *place), data)["iou"] for level in LEVELS
+    }
     found["teacher"]["sizes"] = size_classes_of(pmg(data, extent), data)
     found["no flips"] = iou(at(student, flips=False), data)
     found["one network"] = [iou(at(student, [network]), data) for network in student.networks]

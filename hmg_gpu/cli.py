@@ -282,7 +282,7 @@ def _pick_extent(options: argparse.Namespace, source: Source, device: str, pmg: 
     chosen = [marked[round(step)] for step in np.linspace(0, len(marked) - 1, count)]
     part = source.read(list(dict.fromkeys(chosen)))
     extent = choose_extent(part.to(device), **pmg)
-    return extent, f"chosen from {len(part.points)} points in {len(part)} images: masks change least beyond it"
+    return extent, f"chosen from {len(part.points)} points in {len(part)} images: by how long masks hold still"
 
 
 def _teach(source: Source, device: str, pmg: dict[str, float], path: Path, advance: Any) -> None:

@@ -124,6 +124,6 @@ def _overlap(data: ImageSet, grid: list[int], half_width: int, alpha: float) -> 
 
 
 def _sample(data: ImageSet) -> ImageSet:
-    """Every k-th image, so that about ``MAX_POINTS`` points are left."""
+    """Every k-th image with points, so that about ``MAX_POINTS`` points are left."""
     stride = max(1, round(len(data.points) / MAX_POINTS))
-    return data if stride == 1 else data.subset(range(0, len(data), stride))
+    return data if stride == 1 else data.subset(data.points[:, 0].unique()[::stride])

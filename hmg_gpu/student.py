@@ -8,8 +8,8 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
                                        '---- PMG from the centroids of the masks (further rounds) ----'
 
 A student has two networks, each taught by half of the points, so that one of the two never saw PMG's error on a target.
-PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, at PMG's alpha:
-the share of the contrast at which PMG itself lets a target begin. README shows other thresholds and what that is worth.
+PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, where PMG's alpha
+lies by default: the share of the contrast at which PMG lets a target begin. README shows others and what that is worth.
 
 Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
 """
@@ -43,7 +43,6 @@ from .provenance import provenance
 METHODS = ("pmg", "learned")  # of making initial masks
 GROUP = 4096  # points whose masks are held at a time
 LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
-LINK = 0.2  # of the threshold: what joins the parts of a mask
 NETS = 256  # crops at a time through a network that does not train
 
 
@@ -65,7 +64,8 @@ class StudentSettings:
     flips: bool = True  # average the eight flips and transposes of a crop when predicting
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 2  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.15  # of the probabilities (PMG's alpha); 0: where the members agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.15  # of the probabilities; 0: where the members agree best, of 0.1, 0.15 .. 0.5
+    link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +81,8 @@ class StudentSettings:
         for name in ("averaging", "threshold"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: expected a number from 0 up to 1")
+        if not 0 < self.link <= 1:
+            raise InputError(f"link = {self.link}: expected a number above 0 and up to 1")
 
     def for_extent(self, extent: int) -> StudentSettings:
         """The same with a crop for masks of this extent (L_ep in pixels), where the settings leave it open."""
@@ -199,10 +201,22 @@ class Student:
             masks |= paste(own, points, data.images.shape, data.sizes)
         return masks
 
-    def own(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
-        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
+    def own(
+        self,
+        data: ImageSet,
+        *,
+        extent: int = 25,
+        half_width: int = 4,
+        alpha: float = 0.15,
+        link: float | None = None,
+    ) -> Tensor:
+        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1].
+
+        ``link``: in place of the settings'.
+        """
+        link = self.settings.link if link is None else link
         fallback = masks_around(data, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
-        return choose(self.probabilities(data.images, data.points, sizes=data.sizes), fallback, self.threshold)
+        return choose(self.probabilities(data.images, data.points, sizes=data.sizes), fallback, self.threshold, link)
 
     def soft_masks(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
         """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
@@ -216,7 +230,7 @@ class Student:
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
             found = self.probabilities(data.images, points, sizes=data.sizes)
-            own, usable = own_pixels(found, self.threshold)
+            own, usable = own_pixels(found, self.threshold, self.settings.link)
             found = _stretch(found, self.threshold)
             found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
             values = torch.where(usable[:, None, None], found, fallback.float())
@@ -236,6 +250,8 @@ def learned_student(
 ) -> Path:
     """Train a student on a set and save it at ``path``, unless the file there learned from the same points already.
 
+    A file of other points is replaced.
+
     Args:
         data: images and points.
         settings, progress: as :func:`train_student`.
@@ -243,13 +259,21 @@ def learned_student(
 
     Returns:
         ``path``.
+
+    Raises:
+        InputError: the file there learned from the same points with other settings.
     """
     settings = (settings or StudentSettings()).for_extent(pmg.get("extent", 25))
     points = hashlib.sha256(json.dumps([data.names, data.points.tolist()]).encode()).hexdigest()
     about = {"learned_from": {"points": points, "images": len(data)} | pmg}
     if path.exists():
         known = read_description(path) or {}
-        if known.get("learned_from") == about["learned_from"] and known.get("student") == asdict(settings):
+        if known.get("learned_from") == about["learned_from"]:
+            if known.get("student") != asdict(settings):
+                raise InputError(
+                    f"{path}: a student of the same points with other settings, or of another version, which would "
+                    "make other masks; remove it to train a new one"
+                )
             return path
     train_student(data, settings=settings, progress=progress, **pmg).save(path, about)
     return path
@@ -316,9 +340,9 @@ def normalise(crops: Tensor) -> Tensor:
     return torch.cat((values[:, None], maps), dim=1).contiguous(memory_format=torch.channels_last)
 
 
-def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5) -> Tensor:
+def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5, link: float = 1.0) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see :meth:`Student.masks`."""
-    own, usable = own_pixels(probabilities, threshold)
+    own, usable = own_pixels(probabilities, threshold, link)
     return torch.where(usable[:, None, None], own, fallback)
 
 
@@ -329,21 +353,22 @@ def _stretch(probabilities: Tensor, threshold: float) -> Tensor:
     return torch.where(probabilities >= threshold, above, below)
 
 
-def own_pixels(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Tensor, Tensor]:
     """Pixels [P, K, K] that pass the threshold and belong to the centre's target, and which of the P can be used.
 
-    A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass a fifth of the
-    threshold (hysteresis): a large target keeps its parts. A mask cannot be used where it is empty, or reaches the
-    window's edge.
+    A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass the threshold times
+    ``link`` (hysteresis): a large target keeps its parts. A mask cannot be used where no pixel so near the centre
+    passes the threshold itself, or where it reaches the window's edge.
     """
-    found = connected_components(probabilities >= LINK * threshold)
+    found = connected_components(probabilities >= link * threshold)
     centre = probabilities.shape[1] // 2
-    labels = found.labels()[:, centre - 1 : centre + 2, centre - 1 : centre + 2]
+    at = slice(centre - 1, centre + 2)
+    labels = found.labels()[:, at, at]
     near = torch.zeros(len(found) + 1, dtype=torch.bool, device=probabilities.device)
     near[labels.flatten()] = True
     own = found.mask(near[1:]) & (probabilities >= threshold)
     edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
-    return own, own.any(2).any(1) & ~edge
+    return own, (probabilities[:, at, at] >= threshold).any(2).any(1) & ~edge
 
 
 def paste(own: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
@@ -402,6 +427,8 @@ def train_student(
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
     extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
     settings = (settings or StudentSettings()).for_extent(max(extents))
+    if len(sets) > settings.batch_size:
+        raise InputError(f"batch_size = {settings.batch_size}: expected at least one crop for each of {len(sets)} sets")
     reach = settings.radius + settings.shift
     total = settings.rounds * settings.members * _steps(sets, settings)
     done = 0
@@ -421,7 +448,7 @@ def train_student(
     for number in range(settings.rounds):
         if student is not None:
             again = [
-                _recentred(one, student.own(one, extent=length, half_width=half_width, alpha=alpha))
+                _recentred(one, student.own(one, extent=length, half_width=half_width, alpha=alpha, link=1.0))
                 for one, length in zip(sets, extents, strict=True)
             ]
             teachers = [
@@ -538,7 +565,7 @@ def _draw(
 ) -> list[tuple[Sequence[Tensor], ...]]:
     """For each set and each step: which of its points, how their crops are turned, and what decides their shifts.
 
-    Sets have equal parts of every batch, so that a small one is not lost beside a large one.
+    Sets have equal parts of every batch (but for one crop), so that a small one is not lost beside a large one.
     """
     generator = torch.Generator().manual_seed(seed)
     steps = _steps(sets, settings)

@@ -465,6 +465,11 @@ class Training:
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
                 f"{list(self.masks.shape)}; the images have changed since the run began"
             )
+        if description["stage"] == 0 and not torch.equal(tensors["masks.current"].to(self.device), self.masks):
+            raise InputError(
+                f"{path}: the initial masks are others than those that the run began with; resume with the same "
+                "points, images and version of this program"
+            )
         check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.results, self.warned = description["results"], description["warned"]

@@ -219,7 +219,7 @@ BUGS = (
     Bug(
         "student: parts of a target joined at the threshold itself",
         "hmg_gpu/student.py",
-        "connected_components(probabilities >= LINK * threshold)",
+        "connected_components(probabilities >= link * threshold)",
         "connected_components(probabilities >= threshold)",
         "tests/test_student.py",
     ),

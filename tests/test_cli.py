@@ -338,4 +338,5 @@ def test_auto_extent_is_the_librarys(root: Path, tmp_path: Path, capsys: pytest.
             shutil.copyfile(root / folder / f"train{index % 6}.png", root / folder / f"more{index}.png")
     assert make(root, tmp_path / "out") == 0
     data = load_images(root / "images", points=root / "masks_centroid")
-    assert f"extent {choose_extent(data)} pixels (chosen from 24 points in 24 images" in capsys.readouterr().out
+    why = "chosen from 24 points in 24 images: by how long masks hold still"
+    assert f"extent {choose_extent(data)} pixels ({why})" in capsys.readouterr().out

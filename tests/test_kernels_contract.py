@@ -15,6 +15,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,24 +115,30 @@ print(pmg.point_to_box(images, points, extent=9).tolist(), pmg.point_to_mask(ima
 
 
 @pytest.fixture(scope="session")
-def fake_device() -> str:
-    """An accelerator known to Python alone: tensors on it exist only under FakeTensorMode."""
+def fake_backend() -> str:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend("hmg_fake")
-    fake_tensor.CONSTANT_NUMEL_LIMIT = 0  # or a single number on its way to the device is copied in earnest
     return "hmg_fake"
+
+
+@pytest.fixture
+def fake_device(fake_backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An accelerator known to Python alone: tensors on it exist only under FakeTensorMode."""
+    # Or a single number on its way to the device is copied in earnest.
+    monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)
+    return fake_backend
 
 
 class NoSynchronisation(TorchDispatchMode):
     """Refuse every operation whose result or shape needs the host to look at device memory.
 
-    ``to_pinned``: copies to the host that do not block are meant for pinned memory, and are no synchronisation there.
+    ``pinned``: a host tensor that is pinned on CUDA, so that a copy to it which does not block is no synchronisation.
     """
 
-    def __init__(self, *, to_pinned: bool = False):
+    def __init__(self, *, pinned: torch.Tensor | None = None):
         super().__init__()
-        self.to_pinned = to_pinned
+        self.pinned = pinned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -145,7 +152,7 @@ class NoSynchronisation(TorchDispatchMode):
         if func in copies:
             source = args[0] if func is copies[0] else args[1]
             unblocked = kwargs.get("non_blocking") or (func is copies[1] and args[2:3] == (True,))
-            ahead = unblocked and (source.device.type == "cpu" or self.to_pinned)  # without waiting for the device
+            ahead = unblocked and (source.device.type == "cpu" or result is self.pinned)  # without waiting
             if source.device != result.device and not ahead:
                 raise AssertionError(f"{func} copies from {source.device} to {result.device}")
         return result
@@ -281,8 +288,8 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
             updater._fault_seen = torch.zeros(1, dtype=torch.bool)  # pinned on CUDA, so that the copy waits for nothing
             updater._offsets, updater._sizes = [0, 2, 3, 5], host_sizes.tolist()
             updater._row = {name: row for row, name in enumerate("abc")}
-            updater._raise_fault = lambda: None  # reads host memory
-            with NoSynchronisation(to_pinned=True):
+            updater._raise_fault = lambda: None  # reads host memory, see the next test
+            with NoSynchronisation(pinned=updater._fault_seen):
                 changes = updater.update(OnDevice(), batch_size=2)
                 assert updater.masks.shape == (3, 64, 64) and updater.masks.device.type == fake_device
                 values = empty(2, 1, 64, 64, dtype=torch.float32).sigmoid()
@@ -290,6 +297,16 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
                 assert one.masks.shape == (2, 1, 64, 64)
                 with pytest.raises(Exception, match=r"synchronises|copies from|data-dependent"):
                     changes.pixels  # noqa: B018
+
+
+def test_only_host_memory_is_read_before_an_update() -> None:
+    """``_fault`` is on the device: here it has nothing that could be read."""
+    own = SimpleNamespace(_fault=object(), _fault_seen=torch.zeros(1, dtype=torch.bool), _refuse=pytest.fail)
+    MaskUpdater._raise_fault(own)
+    own._fault_seen[0], own._refuse = True, lambda: refused.append(True)
+    refused: list[bool] = []
+    MaskUpdater._raise_fault(own)
+    assert refused
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------

@@ -208,10 +208,15 @@ def test_which_mask_a_point_gets_by_hand() -> None:
     assert own[1].nonzero().tolist() == [[3, 4], [4, 4], [5, 4]]
     for row in (0, 2, 3):
         assert torch.equal(own[row], fallback[row])
+    assert torch.equal(choose(probabilities, fallback, link=0.2), own)
+    probabilities[2] = 0
+    probabilities[2, 1:3, 6:8] = 0.9
+    probabilities[2, 3, 5] = 0.1  # links another target to the point, where nothing passes the threshold
     probabilities[1, 6, 4] = 0.1  # a fifth of the threshold links the pixel below to the rest
     probabilities[1, 7, 4] = 0.5
     probabilities[3, 4, 8] = 0.4  # the edge is reached by a link, not by the mask
-    own = choose(probabilities, fallback)
+    own = choose(probabilities, fallback, link=0.2)
+    assert torch.equal(own[2], fallback[2])
     assert own[1].nonzero().tolist() == [[3, 4], [4, 4], [5, 4], [7, 4]]
     assert own[3].nonzero().tolist() == [[4, 4], [4, 5], [4, 6], [4, 7]]
 
@@ -363,6 +368,9 @@ def test_refusals(tmp_path: Path) -> None:
     empty = tiny_set()
     empty.points = empty.points[:0]
     refused(lambda: train_student(empty), "no point label")
+    refused(lambda: train_student([tiny_set()] * 5, settings=QUICK), "batch_size = 4", "5 sets")
+    for link in (0.0, 1.5):
+        refused(lambda link=link: StudentSettings(link=link), f"link = {link}")
     refused(lambda: Student.load(tmp_path / "no.safetensors"), "no such checkpoint")
     path = tmp_path / "student.safetensors"
     learned = train_student(tiny_set(), extent=8, settings=QUICK)
