@@ -427,6 +427,11 @@ def test_training_keeps_its_student_and_resumes_with_it(
     again = Training(settings, data, None, tmp_path, events.append)
     again.resume()
     assert torch.equal(again.initial, training.initial)
+    path, other = tmp_path / "student.safetensors", replace(QUICK, steps=9)
+    refused(
+        lambda: module.learned_student(data, path, settings=other, extent=8, half_width=4, alpha=0.15),
+        *(str(path), "with other settings", "remove it"),
+    )
     data.points[0, 1] += 1  # other points: another student
     with pytest.raises(AssertionError, match="there already"):
         Training(settings, data, None, tmp_path, events.append)

@@ -225,6 +225,10 @@ def test_resume_refuses(tmp_path: Path) -> None:
     refused(other.resume, "last.safetensors", "its run had dataset = 'tiny', this one has 'NUAA-SIRST'")
     other, _ = start(BASE, tmp_path, tiny_set().subset([0, 1, 2]))
     refused(other.resume, "last.safetensors", "holds masks [6, 48, 48]", "the images have changed")
+    moved = tiny_set()
+    moved.points[:, 1:] = (moved.points[:, 1:] + 9) % 20
+    other, _ = start(BASE, tmp_path, moved)
+    refused(other.resume, "last.safetensors", "the initial masks are others", "same points")
 
     path = tmp_path / "last.safetensors"
     tensors, description = read_tensors(path), read_description(path)
