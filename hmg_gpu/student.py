@@ -201,22 +201,11 @@ class Student:
             masks |= paste(own, points, data.images.shape, data.sizes)
         return masks
 
-    def own(
-        self,
-        data: ImageSet,
-        *,
-        extent: int = 25,
-        half_width: int = 4,
-        alpha: float = 0.15,
-        link: float | None = None,
-    ) -> Tensor:
-        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1].
-
-        ``link``: in place of the settings'.
-        """
-        link = self.settings.link if link is None else link
+    def own(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
+        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
         fallback = masks_around(data, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
-        return choose(self.probabilities(data.images, data.points, sizes=data.sizes), fallback, self.threshold, link)
+        found = self.probabilities(data.images, data.points, sizes=data.sizes)
+        return choose(found, fallback, self.threshold, self.settings.link)
 
     def soft_masks(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
         """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
@@ -447,8 +436,9 @@ def train_student(
     student = None
     for number in range(settings.rounds):
         if student is not None:
+            unlinked = Student(student.networks, replace(settings, link=1.0), student.threshold)  # one target alone
             again = [
-                _recentred(one, student.own(one, extent=length, half_width=half_width, alpha=alpha, link=1.0))
+                _recentred(one, unlinked.own(one, extent=length, half_width=half_width, alpha=alpha))
                 for one, length in zip(sets, extents, strict=True)
             ]
             teachers = [

@@ -159,6 +159,25 @@ def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPat
     assert module._best_level([left], QUICK, [data]) == 0.5
 
 
+def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further rounds start from the part of a mask at the point: 0.05 leads from there to a larger target."""
+    data = tiny_set()
+    centres = []
+
+    def probabilities(self: Student, images: torch.Tensor, points: torch.Tensor, **more: object) -> torch.Tensor:
+        found = torch.zeros(len(points), 23, 23)
+        found[:, 11, 11] = found[:, 9:14, 18:21] = 0.9
+        found[:, 11, 12:18] = 0.05
+        return found
+
+    monkeypatch.setattr(Student, "probabilities", probabilities)
+    monkeypatch.setattr(module, "_recentred", lambda one, own: centres.append(own) or one)
+    learned = train_student(data, extent=8, settings=replace(QUICK, steps=1, rounds=2, members=1))
+    (own,) = centres
+    assert own.shape == (len(data.points), 23, 23) and bool((own.sum((1, 2)) == 1).all())
+    assert bool((learned.own(data, extent=8).sum((1, 2)) == 16).all())  # in the result the parts stay together
+
+
 def test_points_move_to_the_centroids_of_their_masks_and_stay_in_the_image() -> None:
     data = ImageSet(["a"], torch.zeros(1, 20, 30), torch.tensor([[20, 30]]), torch.tensor([[0, 5, 6], [0, 19, 0]]))
     own = torch.zeros(2, 9, 9, dtype=torch.bool)
