@@ -30,7 +30,8 @@ from hmg_gpu.paper import Report, paper_points, sort_checkpoints
 from hmg_gpu.prediction import open_images, predict_masks
 from hmg_gpu.provenance import provenance
 from hmg_gpu.report import bar, mask_table, say, size_table, steps, sweep_csv
-from hmg_gpu.student import METHODS, Student, learned_student
+from hmg_gpu.student import METHODS, Student
+from hmg_gpu.teaching import learned_student
 from hmg_gpu.updater import FUSIONS
 
 SETTINGS = ("radius", "points", "fusion", "method", "student")  # what a result says beside PMG's

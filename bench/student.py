@@ -26,16 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from hmg_gpu.crops import choose, paste
 from hmg_gpu.data import ImageSet, load_folder
 from hmg_gpu.data.source import SYNTHETIC, default_extent, load_split
 from hmg_gpu.errors import InputError
 from hmg_gpu.files import write_json
-from hmg_gpu.models.crop_net import CropNet
 from hmg_gpu.own_masks import masks_around
 from hmg_gpu.pmg import point_to_mask
 from hmg_gpu.provenance import provenance
 from hmg_gpu.size_classes import size_classes_of
-from hmg_gpu.student import LEVELS, Student, StudentSettings, agreement, choose, paste, train_student
+from hmg_gpu.student import Student, StudentSettings
+from hmg_gpu.teaching import LEVELS, agreement, train_student
 from hmg_gpu.training import measure
 
 SETS = ("NUAA-SIRST", "NUDT-SIRST")  # "synthetic": the scenes that come with the project
@@ -147,7 +148,7 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
             masks = student.masks(one, extent=extent)
             known = replace(one, masks=truth)
             rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known)}
-        alike = agreement(student.networks, student.settings, sets, [student.threshold])[0]
+        alike = agreement(student, sets, extents, [student.threshold])[0]
         rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
         measuring += time.perf_counter() - begun
 
@@ -159,7 +160,8 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
         other = None if name == SYNTHETIC else load(name, POINTS[POINTS[0] == case.points], device).points
         more[name] = variants(student, replace(one, masks=truth), extent, case, other)
     seconds["measuring"] = measuring + time.perf_counter() - begun
-    return {"rounds": rounds, "more": more, "crop": student.settings.crop, "seconds": seconds}
+    crops = {name: settings.for_extent(extent).crop for name, extent in zip(case.sets, extents, strict=True)}
+    return {"rounds": rounds, "more": more, "crops": crops, "seconds": seconds}
 
 
 def load(name: str, points: str, device: torch.device) -> ImageSet:
@@ -180,15 +182,16 @@ def variants(student: Student, data: ImageSet, extent: int, case: Case, other: T
     found: dict[str, Any] = {"teacher": measure(pmg(data, extent), data)}
     if case.change or case.seed:
         return found
-    soft = student.probabilities(data.images, data.points, sizes=data.sizes)
-    fallback, link = masks_around(data, student.settings.radius, extent=extent), student.settings.link
+    soft = student.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
+    fallback, link = masks_around(data, student.radius(extent), extent=extent), student.settings.link
     place = (data.points, data.images.shape, data.sizes)
     found["levels"] = {
         level: measure(paste(choose(soft, fallback, level, link), *place), data)["iou"] for level in LEVELS
     }
     found["teacher"]["sizes"] = size_classes_of(pmg(data, extent), data)
-    found["no flips"] = iou(at(student, flips=False), data)
-    found["one network"] = [iou(at(student, [network]), data) for network in student.networks]
+    plain = replace(student.settings, flips=False)
+    found["no flips"] = iou(Student(student.networks, plain, student.threshold), data)
+    found["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
     if other is None:
         return found
     found["other points"] = iou(student, replace(data, points=other))
@@ -197,11 +200,6 @@ def variants(student: Student, data: ImageSet, extent: int, case: Case, other: T
         moved = replace(data, points=move_points(data, pixels))
         found["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg(moved, extent), moved)["iou"]}
     return found
-
-
-def at(student: Student, networks: Sequence[CropNet] | None = None, **change: bool) -> Student:
-    """The same student with fewer networks or other settings of predicting."""
-    return Student(networks or student.networks, replace(student.settings, **change), student.threshold)
 
 
 def pmg(data: ImageSet, extent: int) -> Tensor:
@@ -251,7 +249,9 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
             by_round = " ".join(percent(step["sets"][group]["iou"]) for step in case["rounds"])
             alike = " ".join(percent(step["agreement"]) for step in case["rounds"])
             seconds = f"{case['seconds']['training']:.0f}"
-            changes.add_row(group, points, seed, " ".join(change) or "-", str(case["crop"]), by_round, alike, seconds)
+            changes.add_row(
+                group, points, seed, " ".join(change) or "-", str(case["crops"][group]), by_round, alike, seconds
+            )
     yield changes
 
 

@@ -47,7 +47,8 @@ from .prediction import predict_masks
 from .provenance import provenance
 from .report import bar, peak_memory_gb, say, steps
 from .size_classes import SIZE_CLASSES
-from .student import METHODS, Student, learned_student
+from .student import METHODS, Student
+from .teaching import learned_student
 
 SAMPLE_PIXELS = 2**26  # held at once while the extent is chosen
 LESSONS, LESSON_PIXELS = 20_000, 2**31  # points that a student learns from, and pixels held for that

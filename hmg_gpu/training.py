@@ -38,7 +38,8 @@ from .parallel import ALONE, Team
 from .pmg import point_to_mask, point_to_probability
 from .provenance import provenance
 from .step import WAYS, TrainingStep, check_step, in_channels_last, synchronised
-from .student import METHODS, Student, StudentSettings, learned_student
+from .student import METHODS, Student, StudentSettings
+from .teaching import learned_student
 from .update import false_alarm_filter, retrieve_missed, soft_update, update
 
 STAGES = ("stage 1", "stage 2")

@@ -32,7 +32,8 @@ from .errors import InputError
 from .extent import choose_extent
 from .inference import predict_logits, share, to_device
 from .pmg import point_to_mask, point_to_probability
-from .student import METHODS, Student, train_student
+from .student import METHODS, Student
+from .teaching import train_student
 from .update import near_a_point, soft_update, update
 
 Output = str | Callable[[Any], Tensor]

@@ -22,7 +22,8 @@ from bench.show import case_table, goal_table, write_plots
 from bench.timer import time_together
 from hmg_gpu import point_to_mask
 from hmg_gpu.data import load_folder
-from hmg_gpu.student import StudentSettings, train_student
+from hmg_gpu.student import StudentSettings
+from hmg_gpu.teaching import train_student
 from hmg_gpu.training import measure
 
 

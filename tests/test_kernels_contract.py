@@ -29,7 +29,8 @@ from hmg_gpu.inference import predict
 from hmg_gpu.kernels import blocks, components, pmg, update
 from hmg_gpu.models import build_model
 from hmg_gpu.models.crop_net import CropNet
-from hmg_gpu.student import StudentSettings, _loss
+from hmg_gpu.student import StudentSettings
+from hmg_gpu.teaching import Course, _loss
 from hmg_gpu.updater import MaskUpdater
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,7 +203,7 @@ def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str,
 
 
 def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
-    """Lessons of two sets of points, their loss and the average of the weights.
+    """Lessons of two sets of points, of one extent and of two, their loss and the average of the weights.
 
     Gradients are left out: autograd starts its threads once, and not for a device that it did not know then.
     """
@@ -223,13 +224,17 @@ def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
         teachers = [empty(len(one.points), side, side, dtype=torch.bool) for one in sets]
         drawn = [(empty(n), empty(n, 3), empty(n, 25, dtype=torch.float32)) for n in (5, 3)]
         average = [value.detach().clone() for value in parameters]
-        with NoSynchronisation():
-            loss = _loss(
-                lambda crops: torch.func.functional_call(model, weights, (crops,)), sets, teachers, settings, drawn
-            )
-            torch._foreach_lerp_(average, [value.detach() for value in parameters], 0.01)
-        assert loss.device.type == fake_device and loss.shape == ()
-        assert loss.requires_grad
+
+        def network(crops: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(model, weights, (crops,))
+
+        for extents in ((8, 8), (8, 5)):
+            courses = [Course(*one) for one in zip(sets, extents, teachers, strict=True)]
+            with NoSynchronisation():
+                loss = _loss(dict.fromkeys(extents, network), courses, settings, drawn)
+                torch._foreach_lerp_(average, [value.detach() for value in parameters], 0.01)
+            assert loss.device.type == fake_device and loss.shape == ()
+            assert loss.requires_grad
 
 
 def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:

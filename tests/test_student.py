@@ -14,22 +14,15 @@ from refusal import refused
 from tiny import SIZES, tiny_set, write_folder
 
 import eval as script
-from hmg_gpu import MaskUpdater, own_masks
+from hmg_gpu import MaskUpdater, own_masks, teaching
 from hmg_gpu import student as module
 from hmg_gpu.cli import main
+from hmg_gpu.crops import choose, gather, normalise, paste, stretch, unturn
 from hmg_gpu.data import ImageSet, load_folder, load_images, read_mask
-from hmg_gpu.models.crop_net import CropNet
+from hmg_gpu.models.crop_net import CropNet, sibling
 from hmg_gpu.own_masks import masks_around
-from hmg_gpu.student import (
-    Student,
-    StudentSettings,
-    choose,
-    gather,
-    normalise,
-    paste,
-    train_student,
-    unturn,
-)
+from hmg_gpu.student import Student, StudentSettings
+from hmg_gpu.teaching import Course, train_student
 from hmg_gpu.training import Settings, Training
 
 QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4)
@@ -57,7 +50,7 @@ def test_every_view_counts_for_the_pixels_that_it_shows(
     monkeypatch.setattr(module, "normalise", lambda crops: crops[:, None])
     echo = torch.nn.Module()
     echo.forward = torch.logit
-    learned = Student([echo], StudentSettings(crop=24, flips=flips))
+    learned = Student({25: [echo]}, StudentSettings(crop=24, flips=flips))
     points = torch.tensor([[0, 15, 14], [0, 0, 29]])
     padded = np.pad(image[0].numpy(), 11, mode="edge")
     for found, (_, y, x) in zip(learned.probabilities(image, points), points.tolist(), strict=True):
@@ -104,22 +97,27 @@ def test_windows_may_lie_around_other_pixels_than_the_points(pixels: int, monkey
 
 
 def test_members_of_a_pair_share_the_points_in_halves() -> None:
-    settings = replace(QUICK, members=4)
-    shares = module._shares(11, settings, 0)
-    assert [len(share) for share in shares] == [6, 5, 6, 5]
-    for first, second in (shares[:2], shares[2:]):
-        assert sorted(first.tolist() + second.tolist()) == list(range(11))
-    assert not torch.equal(shares[0], shares[2])
-    assert [len(share) for share in module._shares(11, replace(QUICK, members=3), 0)] == [6, 5, 6]
-    assert [share.tolist() for share in module._shares(3, replace(QUICK, members=1), 0)] == [[0, 1, 2]]
-    assert [share.tolist() for share in module._shares(1, QUICK, 0)] == [[0], [0]]  # nothing to share
+    def shares(members: int, *counts: int) -> list[list[torch.Tensor]]:
+        courses = [course(torch.zeros(count, 3, dtype=torch.int64)) for count in counts]
+        return teaching._shares(courses, replace(QUICK, members=members), 0)
+
+    four = shares(4, 11, 6)
+    assert [[len(own) for own in member] for member in four] == [[6, 3], [5, 3], [6, 3], [5, 3]]
+    for first, second in (four[:2], four[2:]):
+        for own, other, count in zip(first, second, (11, 6), strict=True):
+            assert sorted(own.tolist() + other.tolist()) == list(range(count))
+    assert not torch.equal(four[0][0], four[2][0])
+    assert [len(own) for (own,) in shares(3, 11)] == [6, 5, 6]
+    assert [own.tolist() for (own,) in shares(1, 3)] == [[0, 1, 2]]
+    for lone, other in shares(2, 1, 2):
+        assert lone.tolist() == [0] and len(other) == 1  # one point is for both
 
 
 def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    ((rows, turn, noise),) = module._draw([data], share, settings, seed=1)
+    ((rows, turn, noise),) = teaching._draw([course(data.points)], [share], settings, seed=1)
     drawn = torch.cat(rows).tolist()
     assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
@@ -127,16 +125,29 @@ def test_no_point_comes_again_before_all_have_come() -> None:
 
 
 def test_sets_have_equal_parts_of_every_batch_and_more_sets_more_steps() -> None:
-    data = tiny_set()
-    count = len(data.points)
-    empty = replace(data, points=data.points[:0])
+    one = course(tiny_set().points)
+    count = len(one.data.points)
     settings = replace(QUICK, steps=5, batch_size=5)
-    share = torch.tensor([1, *range(count, 2 * count)])  # one point of the first set, all of the second
-    first, nothing, second = module._draw([data, empty, replace(data)], share, settings, seed=1)
-    assert [[len(rows) for rows in part[0]] for part in (first, nothing, second)] == [[3] * 10, [0] * 10, [2] * 10]
+    first, second = teaching._draw([one, one], [torch.tensor([1]), torch.arange(count)], settings, seed=1)
+    assert [[len(rows) for rows in part[0]] for part in (first, second)] == [[3] * 10, [2] * 10]
     assert set(torch.cat(first[0]).tolist()) == {1} and set(torch.cat(second[0]).tolist()) == set(range(count))
-    alone = module._draw([data, empty, data], share[:1], settings, seed=1)
-    assert [len(part[0][0]) for part in alone] == [5, 0, 0]  # a set without a point of this share takes no place
+
+
+def course(points: torch.Tensor) -> Course:
+    """Points to learn from of which nothing else matters."""
+    return Course(replace(tiny_set(), points=points), 8, torch.zeros(len(points), 1, 1))
+
+
+def test_a_set_without_points_is_left_out() -> None:
+    data = tiny_set()
+    empty = replace(data, points=data.points[:0])
+    seen = []
+    learned = train_student(
+        [empty, data, empty], extent=[5, 8, 9], settings=QUICK, progress=lambda *place: seen.append(place)
+    )
+    assert list(learned.networks) == [8] and seen[-1] == (6, 6)
+    alone = train_student(data, extent=8, settings=QUICK)
+    assert torch.equal(*(one.probabilities(data.images, data.points, extent=8) for one in (learned, alone)))
 
 
 def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +158,18 @@ def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPat
     def probabilities(self: Student, images: torch.Tensor, points: torch.Tensor, **more: object) -> torch.Tensor:
         found = torch.zeros(len(points), 23, 23)
         found[:, 5, 5:10] = 0.32
-        found[:, 8 if self.networks[0] is left else 9, 5:10] = 0.12
-        found[:, 12, 5] = 0.6 if self.networks[0] is left else 0.4  # at 0.45 one of them has it alone
+        found[:, 8 if self.networks[9][0] is left else 9, 5:10] = 0.12
+        found[:, 12, 5] = 0.6 if self.networks[9][0] is left else 0.4  # at 0.45 one of them has it alone
         return found
 
     monkeypatch.setattr(Student, "probabilities", probabilities)
     monkeypatch.setattr(CropNet, "eval", lambda self: self)
-    found = module.agreement([left, right], QUICK, [data, data], levels=(0.1, 0.15, 0.35, 0.45, 0.9))
+    pair = Student({9: [left, right]}, QUICK)
+    found = teaching.agreement(pair, [data, data], [9, 9], levels=(0.1, 0.15, 0.35, 0.45, 0.9))
     assert found == pytest.approx([6 / 16, 1, 1, 0, 1])
-    assert module._best_level([left, right], QUICK, [data]) == 0.15
-    assert module._best_level([left], QUICK, [data]) == 0.5
+    lessons = [Course(data, 9, torch.zeros(0))]
+    assert teaching._best_level(pair, lessons) == 0.15
+    assert teaching._best_level(Student({9: [left]}, replace(QUICK, members=1)), lessons) == 0.5
 
 
 def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +184,7 @@ def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(Student, "probabilities", probabilities)
-    monkeypatch.setattr(module, "_recentred", lambda one, own: centres.append(own) or one)
+    monkeypatch.setattr(teaching, "_recentred", lambda one, own: centres.append(own) or one)
     learned = train_student(data, extent=8, settings=replace(QUICK, steps=1, rounds=2, members=1))
     (own,) = centres
     assert own.shape == (len(data.points), 23, 23) and bool((own.sum((1, 2)) == 1).all())
@@ -183,17 +196,17 @@ def test_points_move_to_the_centroids_of_their_masks_and_stay_in_the_image() -> 
     own = torch.zeros(2, 9, 9, dtype=torch.bool)
     own[0, 4:7, 2] = own[0, 6, 2:5] = True  # (dy, dx) = (0, -2), (1, -2), (2, -2), (2, -1), (2, 0): mean (1.4, -1.4)
     own[1, 8, 0] = True  # beyond the corner
-    assert module._recentred(data, own).points.tolist() == [[0, 6, 5], [0, 19, 0]]
-    assert torch.equal(module._recentred(data, own & False).points, data.points)
+    assert teaching._recentred(data, own).points.tolist() == [[0, 6, 5], [0, 19, 0]]
+    assert torch.equal(teaching._recentred(data, own & False).points, data.points)
 
 
 def test_stretched_probabilities_keep_their_order_and_their_masks() -> None:
     values = torch.linspace(0, 1, 10001)
     for threshold in (0.1, 0.2, 0.5, 0.7):
-        stretched = module._stretch(values, threshold)
+        stretched = stretch(values, threshold)
         assert torch.equal(stretched >= 0.5, values >= threshold) and bool((stretched.diff() >= 0).all())
         assert float(stretched[0]) == 0 and float(stretched[-1]) == 1
-    assert torch.equal(module._stretch(values, 0.5), values)
+    assert torch.equal(stretch(values, 0.5), values)
 
 
 def test_crops_are_as_wide_as_masks_can_be() -> None:
@@ -261,14 +274,14 @@ def test_a_lesson_shows_the_teachers_mask_where_the_crop_shows_the_target() -> N
     teacher = torch.stack([image[0, y - reach : y + reach + 1, x - reach : x + reach + 1] for _, y, x in points]) > 0
     turn = torch.tensor([[v & 1, v >> 1 & 1, v >> 2] for v in range(8)]).repeat_interleave(2, 0)
     noise = torch.rand(16, 49, generator=generator)
-    crop, target = module._lesson(data, teacher, settings, torch.arange(16), turn, noise)
+    crop, target = teaching._lesson(data, teacher, settings, torch.arange(16), turn, noise)
     # One row and one column of an even crop may lie beyond the teacher's window.
     assert torch.equal(crop[:, 1:-1, 1:-1], target[:, 1:-1, 1:-1].float())
     centres = crop[:, 8, 8]
     at_point = image[0, points[:, 1], points[:, 2]]
     assert bool(((centres == 1) | (at_point == 0)).all())  # the centre moved within the mask
     flat = StudentSettings(crop=16, shift=0)
-    crop, _ = module._lesson(data, teacher[:, 3:-3, 3:-3], flat, torch.arange(16), turn, noise[:, :1])
+    crop, _ = teaching._lesson(data, teacher[:, 3:-3, 3:-3], flat, torch.arange(16), turn, noise[:, :1])
     assert torch.equal(crop[:, 8, 8], at_point)
 
 
@@ -341,12 +354,57 @@ def test_rounds_members_and_several_sets() -> None:
     learned = train_student(
         sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
     )
-    assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[0] is not learned.networks[0]
-    assert seen == [(step, 24) for step in range(1, 25)] and len(learned.networks) == 2
+    assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[8][0] is not learned.networks[8][0]
+    assert seen == [(step, 24) for step in range(1, 25)]
+    assert {extent: len(found) for extent, found in learned.networks.items()} == {5: 2, 8: 2}
     assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
     assert found.shape == sets[0].images.shape
     assert bool(found[sets[0].points[:, 0], sets[0].points[:, 1], sets[0].points[:, 2]].any())
+
+
+def test_sets_of_two_extents_share_convolutions_alone() -> None:
+    """Each extent has crops, a normalisation and a head of its own, and an extent between takes the nearest."""
+    sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
+    settings = replace(QUICK, crop=0)
+    learned = train_student(sets, extent=[25, 8], settings=settings)
+    assert list(learned.networks) == [8, 25]
+    for narrow, wide in zip(learned.networks[8], learned.networks[25], strict=True):
+        both = zip(narrow.named_parameters(), wide.parameters(), strict=True)
+        same = {name: one is other for (name, one), other in both}
+        convolutions = [name for name, value in narrow.named_parameters() if value.ndim == 4]
+        assert {name for name, one in same.items() if one} == {*convolutions} - {"head.weight"}
+        statistics = zip(narrow.named_buffers(), wide.buffers(), strict=True)
+        assert not any(torch.equal(one, other) for (name, one), other in statistics if "running" in name)
+    assert [learned.radius(extent) for extent in (1, 8, 16, 17, 99)] == [15, 15, 15, 23, 23]
+    place = (sets[0].images, sets[0].points)
+    found = {extent: learned.probabilities(*place, extent=extent) for extent in (8, 16, 17, 25)}
+    assert torch.equal(found[8], found[16]) and torch.equal(found[17], found[25])
+    assert not torch.equal(found[8], found[25][:, 8:-8, 8:-8])
+
+
+def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> None:
+    """One step: from the second set's lessons nothing reaches the first's normalisation and head, all the others."""
+    torch.manual_seed(0)
+    first = CropNet()
+    networks = {8: first, 5: sibling(first)}
+    data = tiny_set()
+    side = 2 * (QUICK.radius + QUICK.shift) + 1
+    courses = [Course(data, extent, masks_around(data, side // 2, extent=extent)) for extent in (8, 5)]
+    drawn = [(torch.tensor([0, 1]), torch.zeros(2, 3), torch.rand(2, 25))] * 2
+    wanted = {}
+    for extent in networks:
+        only = [one for one in courses if one.extent == extent]
+        teaching._loss({extent: networks[extent]}, only, QUICK, drawn[:1]).backward()
+        wanted[extent] = {name: value.grad.clone() for name, value in networks[extent].named_parameters()}
+        for value in networks[extent].parameters():
+            value.grad = None
+    teaching._loss(networks, courses, QUICK, drawn).backward()
+    for name, value in networks[5].named_parameters():
+        shared = value is dict(first.named_parameters())[name]
+        total = wanted[5][name] + (wanted[8][name] if shared else 0)
+        torch.testing.assert_close(value.grad, total, atol=1e-6, rtol=1e-4)
+    assert any(bool(value.grad.any()) for value in first.parameters())
 
 
 def test_no_mask_file_is_opened(tmp_path: Path) -> None:
@@ -364,18 +422,20 @@ def test_ground_truth_in_memory_does_not_matter() -> None:
     without.masks = None
     with_truth.masks = ~with_truth.masks
     first, second = (train_student(data, extent=8, settings=QUICK) for data in (with_truth, without))
-    for a, b in zip(first.networks[0].parameters(), second.networks[0].parameters(), strict=True):
+    for a, b in zip(first.networks[8][0].parameters(), second.networks[8][0].parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
     data = tiny_set()
-    learned = train_student(data, extent=8, settings=replace(QUICK, members=2))
+    learned = train_student([data, data], extent=[8, 25], settings=replace(QUICK, crop=0))
     learned.save(tmp_path / "student.safetensors", {"about": "test"})
     again = Student.load(tmp_path / "student.safetensors")
     assert again.settings == learned.settings and again.threshold == learned.threshold
-    first, second = (one.probabilities(data.images, data.points, sizes=data.sizes) for one in (learned, again))
-    assert torch.equal(first, second)
+    for extent in (8, 25):
+        assert torch.equal(*(one.masks(data, extent=extent) for one in (learned, again)))
+        arguments = {"extent": extent, "sizes": data.sizes}
+        assert torch.equal(*(one.probabilities(data.images, data.points, **arguments) for one in (learned, again)))
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -397,11 +457,16 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
     learned.save(path, {"threshold": float("nan")})
     refused(lambda: Student.load(path), str(path), "its threshold is nan")
-    learned.save(path, {"student": asdict(replace(QUICK, crop=0))})
-    refused(lambda: Student.load(path), str(path), "its setting crop is 0")
-    learned.networks[0].head.bias.data.fill_(float("nan"))
+    for extents in ([], [8, 0], [8.0], [True], [*range(1, 66)], ["8"]):
+        learned.save(path, {"extents": extents})
+        refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "lengths in pixels")
+    learned.save(path, {"extents": None})
+    refused(lambda: Student.load(path), str(path), "holds no student of this version")
+    learned.save(path, {"extents": [8, 9]})
+    refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
+    learned.networks[8][0].head.bias.data.fill_(float("nan"))
     learned.save(path)
-    refused(lambda: Student.load(path), str(path), "weights of member 0")
+    refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 8")
 
 
 # ---- where initial masks are made -----------------------------------------------------------------------------------
@@ -442,13 +507,13 @@ def test_training_keeps_its_student_and_resumes_with_it(
     def never(*arguments: object, **more: object) -> None:
         raise AssertionError("the student is there already")
 
-    monkeypatch.setattr(module, "train_student", never)
+    monkeypatch.setattr(teaching, "train_student", never)
     again = Training(settings, data, None, tmp_path, events.append)
     again.resume()
     assert torch.equal(again.initial, training.initial)
     path, other = tmp_path / "student.safetensors", replace(QUICK, steps=9)
     refused(
-        lambda: module.learned_student(data, path, settings=other, extent=8, half_width=4, alpha=0.15),
+        lambda: teaching.learned_student(data, path, settings=other, extent=8, half_width=4, alpha=0.15),
         *(str(path), "with other settings", "remove it"),
     )
     data.points[0, 1] += 1  # other points: another student

@@ -128,7 +128,7 @@ def prepare(folder: Path) -> list[tuple[str, bytes]]:
         cli.main(["check", str(folder / "good")])
         arguments = ["--out", str(folder / "run"), *arguments[2:], "--epochs", "1", "1", *SMALL]
         train.main(["--data", str(folder / "good"), *arguments])
-    student = Student([CropNet()], StudentSettings(crop=24, members=1))
+    student = Student({25: [CropNet()]}, StudentSettings(crop=24, members=1))
     student.save(folder / "student.safetensors")
     states = [("last.safetensors", (folder / "run" / "last.safetensors").read_bytes())] * 3
     return states + [("student.safetensors", (folder / "student.safetensors").read_bytes())] * 2

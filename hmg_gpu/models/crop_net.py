@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +41,18 @@ class CropNet(nn.Module):
         coarse = self.coarse(self.down2(middle))
         middle = self.middle_out(middle + _twice(self.up2(coarse)))
         return self.head(self.fine_out(fine + _twice(self.up1(middle))))
+
+
+def sibling(network: CropNet) -> CropNet:
+    """A network with the same convolutions, not copies of them, and a normalisation and a head of its own.
+
+    Trained together, each of them sees its own kind of masks (domain-specific batch normalisation, Chang et al., CVPR
+    2019).
+    """
+    head = set(network.head.parameters())
+    shared = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    weights = {weight for module in shared for weight in module.parameters()} - head
+    return copy.deepcopy(network, {id(weight): weight for weight in weights})
 
 
 class _Residual(nn.Module):

@@ -1,0 +1,337 @@
+"""Trains a student on PMG's masks of points: lessons, loss, averaging of the weights, rounds (see ``student.py``).
+
+Crops are gathered on the device for a whole batch of points at once; nothing in the loop reads the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoints import read_description
+from .crops import gather, normalise, turned_offsets
+from .data.batches import mix_seed
+from .data.sets import ImageSet
+from .errors import InputError
+from .losses import soft_iou_loss
+from .models.crop_net import CropNet, sibling
+from .own_masks import masks_around
+from .student import NETS, Student, StudentSettings
+
+LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a student learns from one set."""
+
+    data: ImageSet
+    extent: int  # L_ep of the masks in pixels
+    teacher: Tensor  # float or bool [P, K, K], a mask for each point; K = 2 (radius + shift) + 1
+
+
+def learned_student(
+    data: ImageSet,
+    path: Path,
+    *,
+    settings: StudentSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **pmg: float,
+) -> Path:
+    """Train a student on a set and save it at ``path``, unless the file there learned from the same points already.
+
+    A file of other points is replaced.
+
+    Args:
+        data: images and points.
+        settings, progress: as :func:`train_student`.
+        pmg: extent, half_width, alpha.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: the file there learned from the same points with other settings.
+    """
+    settings = settings or StudentSettings()
+    points = hashlib.sha256(json.dumps([data.names, data.points.tolist()]).encode()).hexdigest()
+    about = {"learned_from": {"points": points, "images": len(data)} | pmg}
+    if path.exists():
+        known = read_description(path) or {}
+        if known.get("learned_from") == about["learned_from"]:
+            if known.get("student") != asdict(settings):
+                raise InputError(
+                    f"{path}: a student of the same points with other settings, or of another version, which would "
+                    "make other masks; remove it to train a new one"
+                )
+            return path
+    train_student(data, settings=settings, progress=progress, **pmg).save(path, about)
+    return path
+
+
+def train_student(
+    sets: ImageSet | Sequence[ImageSet],
+    *,
+    extent: int | Sequence[int] = 25,
+    half_width: int = 4,
+    alpha: float = 0.15,
+    settings: StudentSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    teachers: Sequence[Tensor] | None = None,
+    on_round: Callable[[Student], None] | None = None,
+) -> Student:
+    """Train a student on PMG's masks of the points of one or more sets; their ground truth is never looked at.
+
+    Args:
+        sets: images with points, on the device to train on.
+        extent: L_ep in pixels, one for all sets or one for each; sets of one extent are taught as one kind.
+        half_width, alpha: L_dp and alpha of PMG.
+        settings: decides the result together with the data; None: the defaults.
+        progress: called with (steps done, steps in all).
+        teachers: masks to learn from in the first round instead of PMG's, float or bool [P, K, K] for each set
+            with K = 2 (``radius + shift``) + 1 of ``settings.for_extent(extent)``.
+        on_round: called with the student of every round.
+
+    Returns:
+        The student, on the sets' device.
+
+    Raises:
+        InputError: there is no point in any set.
+    """
+    sets = [sets] if isinstance(sets, ImageSet) else list(sets)
+    extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
+    settings = settings or StudentSettings()
+    pmg = {"half_width": half_width, "alpha": alpha}
+    numbers = [number for number, one in enumerate(sets) if len(one.points)]
+    if not numbers:
+        raise InputError("no point label in any set: there is nothing to learn from; check the points")
+    if len(numbers) > settings.batch_size:
+        text = f"expected at least one crop for each of {len(numbers)} sets"
+        raise InputError(f"batch_size = {settings.batch_size}: {text}")
+    if teachers is None:
+        each = [settings.for_extent(length) for length in extents]
+        teachers = [
+            masks_around(one, own.radius + own.shift, extent=length, **pmg)
+            for one, length, own in zip(sets, extents, each, strict=True)
+        ]
+    courses = [Course(sets[number], extents[number], teachers[number]) for number in numbers]
+    total = settings.rounds * settings.members * _steps(courses, settings)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    student = None
+    for number in range(settings.rounds):
+        if student is not None:
+            courses = [_taught_again(course, student, pmg) for course in courses]
+        found = [
+            _train(courses, shares, settings, mix_seed(settings.seed, number, member), step)
+            for member, shares in enumerate(_shares(courses, settings, number))
+        ]
+        networks = {length: [family[length] for family in found] for length in found[0]}
+        student = Student(networks, settings)
+        if not settings.threshold:
+            student = Student(networks, settings, _best_level(student, courses))
+        if on_round is not None:
+            on_round(student)
+    return student
+
+
+def agreement(
+    student: Student, sets: Sequence[ImageSet], extents: Sequence[int], levels: Sequence[float] = LEVELS
+) -> list[float]:
+    """How alike the masks of networks are that learned from different halves of the points, by threshold.
+
+    Args:
+        extents: L_ep in pixels, one for each set.
+
+    Returns:
+        The IoU of their masks for each level, pixels of all points and pairs of networks pooled; no ground truth is
+        needed. 1 for every level where there is no pair.
+    """
+    alone = [student.member(number) for number in range(student.settings.members)]
+    level = torch.tensor(levels, device=sets[0].images.device)[:, None, None, None]
+    both = either = torch.zeros(len(levels), dtype=torch.int64, device=level.device)
+    for one, extent in zip(sets, extents, strict=True):
+        for points in one.points.split(NETS):
+            found = [each.probabilities(one.images, points, extent=extent, sizes=one.sizes) >= level for each in alone]
+            for first, second in zip(found[::2], found[1::2], strict=False):
+                both = both + (first & second).sum((1, 2, 3))
+                either = either + (first | second).sum((1, 2, 3))
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0).tolist()
+
+
+def _best_level(student: Student, courses: Sequence[Course]) -> float:
+    """The threshold at which halves agree best; 0.5 where there are none."""
+    if student.settings.members < 2:
+        return 0.5
+    found = agreement(student, [course.data for course in courses], [course.extent for course in courses])
+    return LEVELS[found.index(max(found))]
+
+
+def _shares(courses: Sequence[Course], settings: StudentSettings, number: int) -> list[list[Tensor]]:
+    """Which points of each course every member learns from, int64 on the CPU: all for one member, halves for a pair."""
+    counts = [len(course.data.points) for course in courses]
+    if settings.members == 1:
+        return [[torch.arange(count) for count in counts]]
+    shares = []
+    for pair in range((settings.members + 1) // 2):
+        generator = torch.Generator().manual_seed(mix_seed(settings.seed, number, pair, 1))
+        orders = [torch.randperm(count, generator=generator) for count in counts]
+        shares += [[order[::2].sort().values for order in orders]]
+        shares += [[(order[1::2] if len(order) > 1 else order).sort().values for order in orders]]
+    return shares[: settings.members]
+
+
+def _taught_again(course: Course, student: Student, pmg: Mapping[str, float]) -> Course:
+    """The course with PMG's masks from the centroids of the student's masks."""
+    unlinked = Student(student.networks, replace(student.settings, link=1.0), student.threshold)  # one target alone
+    data, extent = course.data, course.extent
+    moved = _recentred(data, unlinked.own(data, extent=extent, **pmg))
+    radius = course.teacher.shape[1] // 2
+    return replace(course, teacher=masks_around(moved, radius, extent=extent, centres=data.points[:, 1:], **pmg))
+
+
+def _recentred(one: ImageSet, own: Tensor) -> ImageSet:
+    """The set with its points moved to the centroids of their masks [P, K, K], which have the points at the centre."""
+    offset = torch.arange(own.shape[1], device=own.device) - own.shape[1] // 2
+    area = own.sum((1, 2)).clamp(min=1)
+    move = torch.stack([(own.sum(axis) * offset).sum(1) / area for axis in (2, 1)], dim=1).round().long()
+    size = one.sizes[one.points[:, 0]]
+    moved = (one.points[:, 1:] + move).clamp(min=0).minimum(size - 1)
+    return replace(one, points=torch.cat((one.points[:, :1], moved), dim=1))
+
+
+def _train(
+    courses: Sequence[Course],
+    shares: Sequence[Tensor],
+    settings: StudentSettings,
+    seed: int,
+    step: Callable[[], None],
+) -> dict[int, CropNet]:
+    """One network for each extent of the courses, their convolutions shared."""
+    device, steps = courses[0].data.images.device, _steps(courses, settings)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = CropNet().to(device, memory_format=torch.channels_last)
+    first, *others = sorted({course.extent for course in courses})
+    networks = {first: network} | {extent: sibling(network) for extent in others}
+    family = nn.ModuleList(networks.values())
+    optimizer = torch.optim.AdamW(
+        family.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+    )
+    average = [value.detach().clone() for value in _floats(family)]
+    lessons = _draw(courses, shares, settings, seed)  # on the device, so that no step waits for a copy
+    family.train()
+    for number in range(steps):
+        drawn = [tuple(values[number] for values in one) for one in lessons]
+        loss = _loss(networks, courses, settings, drawn)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        keep = min(settings.averaging, (number + 1) / (number + 10)) if settings.averaging else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [value.detach() for value in _floats(family)], 1 - keep)
+        step()
+    with torch.no_grad():
+        for value, mean in zip(_floats(family), average, strict=True):
+            value.copy_(mean)
+    family.eval()
+    return networks
+
+
+def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
+    """Of one network in one round: as many again for every further set."""
+    return settings.steps * len(courses)
+
+
+def _draw(
+    courses: Sequence[Course], shares: Sequence[Tensor], settings: StudentSettings, seed: int
+) -> list[tuple[Sequence[Tensor], ...]]:
+    """For each course and each step: which of its points, how their crops are turned, and what decides their shifts.
+
+    Courses have equal parts of every batch (but for one crop), so that a small set is not lost beside a large one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps = _steps(courses, settings)
+    counts = [len(part) for part in torch.arange(settings.batch_size).tensor_split(len(courses))]
+    orders = []
+    for own, count in zip(shares, counts, strict=True):
+        passes = -(-steps * count // len(own))  # every point once before any comes again
+        order = [own[torch.randperm(len(own), generator=generator)] for _ in range(passes)]
+        orders.append(torch.cat(order)[: steps * count].view(steps, count))
+    turn = torch.randint(0, 2, (steps, settings.batch_size, 3), generator=generator)
+    noise = torch.rand(steps, settings.batch_size, (2 * settings.shift + 1) ** 2, generator=generator)
+    return [
+        tuple(value.to(course.data.images.device).unbind() for value in values)
+        for course, *values in zip(courses, orders, turn.split(counts, 1), noise.split(counts, 1), strict=True)
+    ]
+
+
+def _loss(
+    networks: Mapping[int, nn.Module],
+    courses: Sequence[Course],
+    settings: StudentSettings,
+    drawn: Sequence[tuple[Tensor, ...]],
+) -> Tensor:
+    """Soft-IoU and cross entropy of one batch, each course's part of it as :func:`_draw` says; reads nothing back."""
+    total = 0.0
+    for extent, network in networks.items():
+        own = settings.for_extent(extent)
+        pairs = [
+            _lesson(course.data, course.teacher, own, *values)
+            for course, values in zip(courses, drawn, strict=True)
+            if course.extent == extent
+        ]
+        crops, targets = (torch.cat(values) for values in zip(*pairs, strict=True))
+        logits = network(normalise(crops))
+        target = targets[:, None].float()
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+        loss = soft_iou_loss(logits, target) + settings.cross_entropy * cross_entropy
+        total = total + loss * (len(crops) / settings.batch_size)
+    return total
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    """Weights and running statistics, what is shared only once."""
+    return [*network.parameters(), *(value for value in network.buffers() if value.is_floating_point())]
+
+
+def _lesson(
+    one: ImageSet, teacher: Tensor, settings: StudentSettings, rows: Tensor, turn: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Crops [p, S, S] around shifted points and the teacher's masks in them, both turned the same way."""
+    shift, centre = settings.shift, teacher.shape[1] // 2
+    points, masks = one.points[rows], teacher[rows]
+    core = masks[:, centre - shift : centre + shift + 1, centre - shift : centre + shift + 1].flatten(1) > 0.5
+    # A random pixel of the teacher's mask near the point; the point itself where the mask does not hold any.
+    place = torch.where(core, noise, -1.0)
+    place[:, place.shape[1] // 2] = noise[:, place.shape[1] // 2]
+    place = place.argmax(1)
+    move = torch.stack((place // (2 * shift + 1) - shift, place % (2 * shift + 1) - shift), dim=1)  # [p, 2]
+    size = one.sizes[points[:, 0]]
+    moved = torch.minimum((points[:, 1:] + move).clamp(min=0), size - 1)
+    move = moved - points[:, 1:]
+    crop = gather(one.images, torch.cat((points[:, :1], moved), 1), one.sizes, settings.crop, turn)
+    down, across = turned_offsets(settings.crop, turn)
+    line, column = down + move[:, :1, None] + centre, across + move[:, 1:, None] + centre
+    side = masks.shape[1]
+    inside = (line >= 0) & (line < side) & (column >= 0) & (column < side)
+    index = line.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+    target = masks.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+    return crop, target * inside
