@@ -39,6 +39,7 @@ from hmg_gpu.student import Student, StudentSettings
 from hmg_gpu.teaching import LEVELS, agreement, train_student
 from hmg_gpu.training import measure
 
+WIDTH = 180  # columns of the tables in a file or a pipe
 SETS = ("NUAA-SIRST", "NUDT-SIRST")  # "synthetic": the scenes that come with the project
 POINTS = ("masks_centroid", "masks_coarse")
 ASKED = {("NUAA-SIRST", "masks_centroid"): 77.5, ("NUAA-SIRST", "masks_coarse"): 76.0}
@@ -91,15 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for case in () if options.show else cases(options):
         steps = {"steps": options.steps} if options.steps else {}
         settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
-        if found.get(case.name, {}).get("settings") == asdict(settings):
-            continue
+        if "crops" in (known := found.get(case.name, {})) and known["settings"] == asdict(settings):
+            continue  # without crops: a case of an earlier version
         console.print(f"{case.name} ...", highlight=False)
         machine = {"threads": options.threads, "load": os.getloadavg(), "device": options.device}
         case_found = run(case, torch.device(options.device), settings)
         found[case.name] = case_found | {"settings": asdict(settings), "machine": machine, "versions": provenance()}
         write_json(options.json, found)
+    wide = console if console.is_terminal else Console(width=WIDTH)
     for table in tables(found):
-        console.print(table)
+        wide.print(table)
     return 0
 
 
@@ -147,7 +149,8 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
         for name, one, truth, extent in zip(case.sets, sets, truths, extents, strict=True):
             masks = student.masks(one, extent=extent)
             known = replace(one, masks=truth)
-            rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known)}
+            like_pmg = measure(masks, replace(one, masks=pmg(one, extent)))["iou"]
+            rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known), "like PMG": like_pmg}
         alike = agreement(student, sets, extents, [student.threshold])[0]
         rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
         measuring += time.perf_counter() - begun
@@ -241,17 +244,21 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
     yield filled("the first seed's masks made otherwise", first, columns, otherwise)
     yield filled("by threshold", first, tuple(map(str, LEVELS)), by_level)
     yield filled("by target size: teacher, student", first, (), sizes)
-    columns = ("set", "points", "seed", "changed", "crop", "by round", "agreement", "seconds")
+    columns = ("set", "points", "seed", "changed", "crop", "by round", "like PMG", "agreement", "seconds")
     changes = Table(*columns, title="settings changed")
     for name, case in found.items():
         group, points, _, seed, *change = name.split()
         if "+" not in group:
             by_round = " ".join(percent(step["sets"][group]["iou"]) for step in case["rounds"])
+            like_pmg = " ".join(percent(step["sets"][group].get("like PMG")) for step in case["rounds"])
             alike = " ".join(percent(step["agreement"]) for step in case["rounds"])
-            seconds = f"{case['seconds']['training']:.0f}"
-            changes.add_row(
-                group, points, seed, " ".join(change) or "-", str(case["crops"][group]), by_round, alike, seconds
+            seconds, crop = (
+                f"{case['seconds']['training']:.0f}",
+                str(case["crops"][group] if "crops" in case else case["crop"]),
             )
+            changes.add_row(
+                group, points, seed, " ".join(change) or "-", crop, by_round, like_pmg, alike, seconds
+            )  # fmt: skip
     yield changes
 
 

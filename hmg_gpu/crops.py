@@ -1,6 +1,7 @@
 """Square crops around points, what a network sees of them, and the masks that its probabilities mean.
 
-All points of a batch at once, on the device; nothing here reads it.
+All points of a batch at once, on the device. Cutting and pasting read nothing back; choosing labels components, which
+does.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ A student has two networks, each taught by half of the points, so that one of th
 PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, where PMG's alpha
 lies by default: the share of the contrast at which PMG lets a target begin. README shows others and what that is worth.
 
-Sets that are taught together may want masks of different extent: their networks share the convolutions, and each extent
-has crops, a normalisation and a head of its own. Here are the settings and what a trained student does;
-``teaching.py`` trains it, ``crops.py`` has the geometry.
+Sets that are taught together may want masks of different extent: each extent has crops, a normalisation and last layers
+of its own, all other convolutions are shared. Here are the settings and what a trained student does; ``teaching.py``
+trains it, ``crops.py`` has the geometry.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class StudentSettings:
 
     crop: int = 0  # S, side of the crop, a multiple of 4; 0: what PMG's extent and the shift reach, from 32 to 48
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round, for each set
-    batch_size: int = 64
+    steps: int = 400  # of each network in each round
+    batch_size: int = 64  # crops of every set in each step
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
@@ -87,6 +87,8 @@ class StudentSettings:
     @property
     def radius(self) -> int:
         """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
+        if not self.crop:
+            raise ValueError("the crop is left open; take the settings for an extent")
         return self.crop // 2 - 1
 
 
@@ -108,7 +110,7 @@ class Student:
         self.threshold = threshold or settings.threshold or 0.5
 
     def nearest(self, extent: int) -> int:
-        """Of the extents it learned from the nearest, whose networks and crops masks of ``extent`` are made by."""
+        """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
         return min(self.networks, key=lambda known: abs(known - extent))
 
     def radius(self, extent: int) -> int:
@@ -117,7 +119,8 @@ class Student:
 
     def member(self, number: int) -> Student:
         """One of its networks alone."""
-        return Student({key: [found[number]] for key, found in self.networks.items()}, self.settings, self.threshold)
+        networks = {extent: [found[number]] for extent, found in self.networks.items()}
+        return Student(networks, replace(self.settings, members=1), self.threshold)
 
     def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
         """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
@@ -127,7 +130,8 @@ class Student:
             for number, network in enumerate(networks)
             for name, value in network.state_dict().items()
         }
-        description = {"student": asdict(self.settings), "extents": list(self.networks), "threshold": self.threshold}
+        crops = {str(extent): self.settings.for_extent(extent).crop for extent in self.networks}
+        description = {"student": asdict(self.settings), "crops": crops, "threshold": self.threshold}
         save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
 
     @classmethod
@@ -138,9 +142,9 @@ class Student:
             InputError: the file is missing or damaged, or holds no student; nothing of it is ever run.
         """
         description = read_description(path) or {}
-        values, extents = description.get("student"), description.get("extents")
+        values, crops = description.get("student"), description.get("crops")
         known = {field.name for field in fields(StudentSettings)}
-        if not isinstance(values, dict) or values.keys() != known or not isinstance(extents, list):
+        if not isinstance(values, dict) or values.keys() != known or not isinstance(crops, dict):
             raise InputError(f"{path}: holds no student of this version; make one with hmg-gpu masks --method learned")
         kinds = {field.name: type(field.default) for field in fields(StudentSettings)}
         for name, value in values.items():
@@ -150,16 +154,17 @@ class Student:
         threshold = description.get("threshold")
         if type(threshold) is not float or not 0 < threshold < 1:
             raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
-        if not extents or len(extents) > EXTENTS or any(type(one) is not int or one < 1 for one in extents):
-            raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected 1 to {EXTENTS} lengths in pixels")
+        extents = [int(name) for name in crops if name.isdecimal() and 0 < len(name) < 6]
+        if not 1 <= len(crops) <= EXTENTS or crops != {
+            str(extent): settings.for_extent(extent).crop for extent in extents if extent
+        }:
+            raise InputError(f"{path}: its crops by extent are {str(crops)[:80]}, not those of its settings")
         tensors = read_tensors(path)
         networks: dict[int, list[CropNet]] = {}
         for extent in extents:
             networks[extent] = []
             for number in range(settings.members):
-                prefix = _prefix(extent, number)
-                own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-                network = _filled(own)
+                network = _filled(tensors, _prefix(extent, number))
                 if network is None:
                     raise InputError(
                         f"{path}: the weights of member {number} for extent {extent} are missing or damaged; "
@@ -250,12 +255,14 @@ def _prefix(extent: int, number: int) -> str:
     return f"extent{extent}.member{number}."
 
 
-def _filled(own: Mapping[str, Tensor]) -> CropNet | None:
-    """A network of these weights; None where they are others, or not all finite."""
+def _filled(tensors: Mapping[str, Tensor], prefix: str) -> CropNet | None:
+    """A network of the weights with this prefix; None where one is missing, is of another kind or not finite."""
     network = CropNet()
-    targets = network.state_dict()
-    fits = own.keys() == targets.keys() and all(own[name].shape == targets[name].shape for name in own)
-    if not fits or not all(bool(value.isfinite().all()) for value in own.values()):
-        return None
+    own = {}
+    for name, target in network.state_dict().items():
+        value = tensors.get(prefix + name)
+        if value is None or value.shape != target.shape or value.dtype != target.dtype or not value.isfinite().all():
+            return None
+        own[name] = value
     network.load_state_dict(own)
     return network

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from .errors import InputError
 from .losses import soft_iou_loss
 from .models.crop_net import CropNet, sibling
 from .own_masks import masks_around
-from .student import NETS, Student, StudentSettings
+from .student import EXTENTS, NETS, Student, StudentSettings
 
 LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
 
@@ -103,26 +104,25 @@ def train_student(
         The student, on the sets' device.
 
     Raises:
-        InputError: there is no point in any set.
+        InputError: there is no point in any set; an extent or a teacher does not fit.
     """
     sets = [sets] if isinstance(sets, ImageSet) else list(sets)
-    extents = [extent] * len(sets) if isinstance(extent, int) else list(extent)
+    extents = _lengths(extent, len(sets))
     settings = settings or StudentSettings()
     pmg = {"half_width": half_width, "alpha": alpha}
     numbers = [number for number, one in enumerate(sets) if len(one.points)]
     if not numbers:
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
-    if len(numbers) > settings.batch_size:
-        text = f"expected at least one crop for each of {len(numbers)} sets"
-        raise InputError(f"batch_size = {settings.batch_size}: {text}")
+    reaches = [settings.for_extent(length).radius + settings.shift for length in extents]
     if teachers is None:
-        each = [settings.for_extent(length) for length in extents]
-        teachers = [
-            masks_around(one, own.radius + own.shift, extent=length, **pmg)
-            for one, length, own in zip(sets, extents, each, strict=True)
-        ]
+        every = zip(sets, extents, reaches, strict=True)
+        teachers = [masks_around(one, reach, extent=length, **pmg) for one, length, reach in every]
+    expected = [(len(one.points), 2 * reach + 1, 2 * reach + 1) for one, reach in zip(sets, reaches, strict=True)]
+    if [tuple(teacher.shape) for teacher in teachers] != expected:
+        shapes = [tuple(teacher.shape) for teacher in teachers]
+        raise InputError(f"teachers of shape {shapes}: expected {expected}, a mask around each point of each set")
     courses = [Course(sets[number], extents[number], teachers[number]) for number in numbers]
-    total = settings.rounds * settings.members * _steps(courses, settings)
+    total = settings.rounds * settings.members * settings.steps
     done = 0
 
     def step() -> None:
@@ -160,7 +160,8 @@ def agreement(
         The IoU of their masks for each level, pixels of all points and pairs of networks pooled; no ground truth is
         needed. 1 for every level where there is no pair.
     """
-    alone = [student.member(number) for number in range(student.settings.members)]
+    members = min(map(len, student.networks.values()))
+    alone = [student.member(number) for number in range(members)]
     level = torch.tensor(levels, device=sets[0].images.device)[:, None, None, None]
     both = either = torch.zeros(len(levels), dtype=torch.int64, device=level.device)
     for one, extent in zip(sets, extents, strict=True):
@@ -170,6 +171,20 @@ def agreement(
                 both = both + (first & second).sum((1, 2, 3))
                 either = either + (first | second).sum((1, 2, 3))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0).tolist()
+
+
+def _lengths(extent: int | Sequence[int], count: int) -> list[int]:
+    """An extent for each of so many sets."""
+    text = f"extent = {extent}: expected whole pixels, at least 1, for all {count} sets or for each"
+    try:
+        extents = [operator.index(one) for one in (extent if isinstance(extent, Sequence) else [extent] * count)]
+    except TypeError as error:
+        raise InputError(text) from error
+    if len(extents) != count or min(extents) < 1:
+        raise InputError(text)
+    if len(set(extents)) > EXTENTS:
+        raise InputError(f"{len(set(extents))} different extents: expected at most {EXTENTS}")
+    return extents
 
 
 def _best_level(student: Student, courses: Sequence[Course]) -> float:
@@ -221,7 +236,7 @@ def _train(
     step: Callable[[], None],
 ) -> dict[int, CropNet]:
     """One network for each extent of the courses, their convolutions shared."""
-    device, steps = courses[0].data.images.device, _steps(courses, settings)
+    device = courses[0].data.images.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = CropNet().to(device, memory_format=torch.channels_last)
@@ -232,12 +247,14 @@ def _train(
         family.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.2, cycle_momentum=False
     )
     average = [value.detach().clone() for value in _floats(family)]
-    lessons = _draw(courses, shares, settings, seed)  # on the device, so that no step waits for a copy
+    generator = torch.Generator().manual_seed(seed)
+    # On the device, so that no step waits for a copy.
+    lessons = [_draw(course, own, settings, generator) for course, own in zip(courses, shares, strict=True)]
     family.train()
-    for number in range(steps):
+    for number in range(settings.steps):
         drawn = [tuple(values[number] for values in one) for one in lessons]
         loss = _loss(networks, courses, settings, drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -255,32 +272,17 @@ def _train(
     return networks
 
 
-def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
-    """Of one network in one round: as many again for every further set."""
-    return settings.steps * len(courses)
-
-
 def _draw(
-    courses: Sequence[Course], shares: Sequence[Tensor], settings: StudentSettings, seed: int
-) -> list[tuple[Sequence[Tensor], ...]]:
-    """For each course and each step: which of its points, how their crops are turned, and what decides their shifts.
-
-    Courses have equal parts of every batch (but for one crop), so that a small set is not lost beside a large one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    steps = _steps(courses, settings)
-    counts = [len(part) for part in torch.arange(settings.batch_size).tensor_split(len(courses))]
-    orders = []
-    for own, count in zip(shares, counts, strict=True):
-        passes = -(-steps * count // len(own))  # every point once before any comes again
-        order = [own[torch.randperm(len(own), generator=generator)] for _ in range(passes)]
-        orders.append(torch.cat(order)[: steps * count].view(steps, count))
-    turn = torch.randint(0, 2, (steps, settings.batch_size, 3), generator=generator)
-    noise = torch.rand(steps, settings.batch_size, (2 * settings.shift + 1) ** 2, generator=generator)
-    return [
-        tuple(value.to(course.data.images.device).unbind() for value in values)
-        for course, *values in zip(courses, orders, turn.split(counts, 1), noise.split(counts, 1), strict=True)
-    ]
+    course: Course, own: Tensor, settings: StudentSettings, generator: torch.Generator
+) -> tuple[Sequence[Tensor], ...]:
+    """For each step: which of a course's points, how their crops are turned, and what decides their shifts."""
+    steps, count = settings.steps, settings.batch_size
+    passes = -(-steps * count // len(own))  # every point once before any comes again
+    order = torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(passes)])
+    rows = order[: steps * count].view(steps, count)
+    turn = torch.randint(0, 2, (steps, count, 3), generator=generator)
+    noise = torch.rand(steps, count, (2 * settings.shift + 1) ** 2, generator=generator)
+    return tuple(value.to(course.data.images.device).unbind() for value in (rows, turn, noise))
 
 
 def _loss(
@@ -289,7 +291,7 @@ def _loss(
     settings: StudentSettings,
     drawn: Sequence[tuple[Tensor, ...]],
 ) -> Tensor:
-    """Soft-IoU and cross entropy of one batch, each course's part of it as :func:`_draw` says; reads nothing back."""
+    """Soft-IoU and cross entropy of a batch of every course, the mean over courses; reads nothing back."""
     total = 0.0
     for extent, network in networks.items():
         own = settings.for_extent(extent)
@@ -303,7 +305,7 @@ def _loss(
         target = targets[:, None].float()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         loss = soft_iou_loss(logits, target) + settings.cross_entropy * cross_entropy
-        total = total + loss * (len(crops) / settings.batch_size)
+        total = total + loss * (len(pairs) / len(courses))
     return total
 
 

@@ -238,6 +238,20 @@ BUGS = (
         "tests/test_student.py",
     ),
     Bug(
+        "student: crops of one extent for all sets",
+        "hmg_gpu/teaching.py",
+        "        own = settings.for_extent(extent)\n        pairs",
+        "        own = settings.for_extent(max(networks))\n        pairs",
+        "tests/test_student.py",
+    ),
+    Bug(
+        "student: further rounds forget the extent of a set",
+        "hmg_gpu/teaching.py",
+        "masks_around(moved, radius, extent=extent,",
+        "masks_around(moved, radius, extent=25,",
+        "tests/test_student.py",
+    ),
+    Bug(
         "kernel, labels: the diagonal to the upper right does not join",
         "kernels/blocks.py",
         "ne = foreground(plane, y - 1, x + 2, height, width, in_ne)",

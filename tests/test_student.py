@@ -19,6 +19,7 @@ from hmg_gpu import student as module
 from hmg_gpu.cli import main
 from hmg_gpu.crops import choose, gather, normalise, paste, stretch, unturn
 from hmg_gpu.data import ImageSet, load_folder, load_images, read_mask
+from hmg_gpu.losses import soft_iou_loss
 from hmg_gpu.models.crop_net import CropNet, sibling
 from hmg_gpu.own_masks import masks_around
 from hmg_gpu.student import Student, StudentSettings
@@ -117,20 +118,11 @@ def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    ((rows, turn, noise),) = teaching._draw([course(data.points)], [share], settings, seed=1)
+    rows, turn, noise = teaching._draw(course(data.points), share, settings, torch.Generator().manual_seed(1))
     drawn = torch.cat(rows).tolist()
     assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
     assert turn[0].shape == (4, 3) and noise[0].shape == (4, 25)
-
-
-def test_sets_have_equal_parts_of_every_batch_and_more_sets_more_steps() -> None:
-    one = course(tiny_set().points)
-    count = len(one.data.points)
-    settings = replace(QUICK, steps=5, batch_size=5)
-    first, second = teaching._draw([one, one], [torch.tensor([1]), torch.arange(count)], settings, seed=1)
-    assert [[len(rows) for rows in part[0]] for part in (first, second)] == [[3] * 10, [2] * 10]
-    assert set(torch.cat(first[0]).tolist()) == {1} and set(torch.cat(second[0]).tolist()) == set(range(count))
 
 
 def course(points: torch.Tensor) -> Course:
@@ -155,7 +147,10 @@ def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPat
     data = tiny_set()
     left, right = object.__new__(CropNet), object.__new__(CropNet)
 
-    def probabilities(self: Student, images: torch.Tensor, points: torch.Tensor, **more: object) -> torch.Tensor:
+    def probabilities(
+        self: Student, images: torch.Tensor, points: torch.Tensor, *, extent: int, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        assert extent == 9
         found = torch.zeros(len(points), 23, 23)
         found[:, 5, 5:10] = 0.32
         found[:, 8 if self.networks[9][0] is left else 9, 5:10] = 0.12
@@ -177,7 +172,10 @@ def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.M
     data = tiny_set()
     centres = []
 
-    def probabilities(self: Student, images: torch.Tensor, points: torch.Tensor, **more: object) -> torch.Tensor:
+    def probabilities(
+        self: Student, images: torch.Tensor, points: torch.Tensor, *, extent: int, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        assert extent == 8
         found = torch.zeros(len(points), 23, 23)
         found[:, 11, 11] = found[:, 9:14, 18:21] = 0.9
         found[:, 11, 12:18] = 0.05
@@ -355,7 +353,7 @@ def test_rounds_members_and_several_sets() -> None:
         sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
     )
     assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[8][0] is not learned.networks[8][0]
-    assert seen == [(step, 24) for step in range(1, 25)]
+    assert seen == [(step, 12) for step in range(1, 13)]
     assert {extent: len(found) for extent, found in learned.networks.items()} == {5: 2, 8: 2}
     assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
@@ -364,16 +362,17 @@ def test_rounds_members_and_several_sets() -> None:
 
 
 def test_sets_of_two_extents_share_convolutions_alone() -> None:
-    """Each extent has crops, a normalisation and a head of its own, and an extent between takes the nearest."""
+    """Each extent has a normalisation and layers that draw of its own, and an extent between takes the nearest."""
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     settings = replace(QUICK, crop=0)
     learned = train_student(sets, extent=[25, 8], settings=settings)
     assert list(learned.networks) == [8, 25]
     for narrow, wide in zip(learned.networks[8], learned.networks[25], strict=True):
         both = zip(narrow.named_parameters(), wide.parameters(), strict=True)
-        same = {name: one is other for (name, one), other in both}
-        convolutions = [name for name, value in narrow.named_parameters() if value.ndim == 4]
-        assert {name for name, one in same.items() if one} == {*convolutions} - {"head.weight"}
+        same = {name for (name, one), other in both if one is other}
+        layers = ("stem", "fine", "down1", "middle", "down2", "coarse", "up2", "middle_out")
+        weights = [name for name, value in narrow.named_parameters() if value.ndim == 4]
+        assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 12
         statistics = zip(narrow.named_buffers(), wide.buffers(), strict=True)
         assert not any(torch.equal(one, other) for (name, one), other in statistics if "running" in name)
     assert [learned.radius(extent) for extent in (1, 8, 16, 17, 99)] == [15, 15, 15, 23, 23]
@@ -381,30 +380,83 @@ def test_sets_of_two_extents_share_convolutions_alone() -> None:
     found = {extent: learned.probabilities(*place, extent=extent) for extent in (8, 16, 17, 25)}
     assert torch.equal(found[8], found[16]) and torch.equal(found[17], found[25])
     assert not torch.equal(found[8], found[25][:, 8:-8, 8:-8])
+    alone = learned.member(1)
+    assert alone.networks[25] == learned.networks[25][1:] and alone.settings.members == 1
+
+
+def test_crops_of_an_extent_are_its_own_in_training_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = CropNet.forward
+
+    def watched(self: CropNet, crops: torch.Tensor) -> torch.Tensor:
+        seen.append((self.training, crops.shape[0], crops.shape[-1]))
+        return forward(self, crops)
+
+    monkeypatch.setattr(CropNet, "forward", watched)
+    data = tiny_set()
+    settings = replace(QUICK, crop=0, steps=2, members=1, flips=False)
+    learned = train_student([data, data, data], extent=[25, 8, 8], settings=settings)
+    assert seen == [(True, 8, 32), (True, 4, 48)] * 2  # two sets of one extent are taught together
+    for extent, side in ((8, 32), (25, 48)):
+        seen.clear()
+        assert learned.own(data, extent=extent).shape == (len(data.points), side - 1, side - 1)
+        assert seen == [(False, len(data.points), side)]
 
 
 def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> None:
-    """One step: from the second set's lessons nothing reaches the first's normalisation and head, all the others."""
+    """Gradients of one step, against those of each set's loss by itself: a mean over sets, nothing crosses over."""
     torch.manual_seed(0)
     first = CropNet()
-    networks = {8: first, 5: sibling(first)}
-    data = tiny_set()
-    side = 2 * (QUICK.radius + QUICK.shift) + 1
-    courses = [Course(data, extent, masks_around(data, side // 2, extent=extent)) for extent in (8, 5)]
-    drawn = [(torch.tensor([0, 1]), torch.zeros(2, 3), torch.rand(2, 25))] * 2
-    wanted = {}
-    for extent in networks:
-        only = [one for one in courses if one.extent == extent]
-        teaching._loss({extent: networks[extent]}, only, QUICK, drawn[:1]).backward()
-        wanted[extent] = {name: value.grad.clone() for name, value in networks[extent].named_parameters()}
-        for value in networks[extent].parameters():
-            value.grad = None
-    teaching._loss(networks, courses, QUICK, drawn).backward()
-    for name, value in networks[5].named_parameters():
-        shared = value is dict(first.named_parameters())[name]
-        total = wanted[5][name] + (wanted[8][name] if shared else 0)
-        torch.testing.assert_close(value.grad, total, atol=1e-6, rtol=1e-4)
-    assert any(bool(value.grad.any()) for value in first.parameters())
+    networks = {8: first, 25: sibling(first)}
+    data, settings = tiny_set(), replace(QUICK, crop=0)
+    courses, drawn, wanted = [], [], {extent: dict[str, torch.Tensor]() for extent in networks}
+    for extent, rows in ((25, [0, 1]), (8, [1, 2, 3]), (8, [0, 2, 3])):
+        own = settings.for_extent(extent)
+        teacher = masks_around(data, own.radius + own.shift, extent=extent)
+        courses.append(Course(data, extent, teacher))
+        drawn.append((torch.tensor(rows), torch.zeros(len(rows), 3), torch.rand(len(rows), 25)))
+    for extent, weight in ((25, 1 / 3), (8, 2 / 3)):
+        own = settings.for_extent(extent)
+        lessons = [
+            teaching._lesson(one.data, one.teacher, own, *values)
+            for one, values in zip(courses, drawn, strict=True)
+            if one.extent == extent
+        ]
+        crops, targets = (torch.cat(values) for values in zip(*lessons, strict=True))
+        logits, target = networks[extent](normalise(crops)), targets[:, None].float()
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+        loss = soft_iou_loss(logits, target) + settings.cross_entropy * entropy
+        names, values = zip(*networks[extent].named_parameters(), strict=True)
+        wanted[extent] = dict(zip(names, torch.autograd.grad(weight * loss, values), strict=True))
+    teaching._loss(networks, courses, settings, drawn).backward()
+    shared = 0
+    for extent, other in ((8, 25), (25, 8)):
+        for name, value in networks[extent].named_parameters():
+            both = value is networks[other].get_parameter(name)
+            shared += both
+            total = wanted[extent][name] + (wanted[other][name] if both else 0)
+            torch.testing.assert_close(value.grad, total, atol=1e-6, rtol=1e-4)
+    assert shared == 2 * 12
+
+
+def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PMG is asked for, and around which points: in the second round from where the masks of the first lie."""
+    asked = []
+
+    def watched(data: ImageSet, radius: int, *, extent: int, **more: object) -> torch.Tensor:
+        asked.append((extent, radius, data.points, more.get("centres")))
+        return masks_around(data, radius, extent=extent, **more)
+
+    monkeypatch.setattr(teaching, "masks_around", watched)
+    sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
+    rounds = []
+    settings = replace(QUICK, crop=0, rounds=2, threshold=0.0)
+    train_student(sets, extent=[25, 8], settings=settings, on_round=rounds.append)
+    assert [(extent, radius) for extent, radius, *_ in asked] == [(25, 25), (8, 17)] * 2
+    unlinked = Student(rounds[0].networks, replace(settings, link=1.0), rounds[0].threshold)
+    for one, (extent, _, points, centres) in zip(sets, asked[2:], strict=True):
+        assert torch.equal(centres, one.points[:, 1:])
+        assert torch.equal(points, teaching._recentred(one, unlinked.own(one, extent=extent)).points)
 
 
 def test_no_mask_file_is_opened(tmp_path: Path) -> None:
@@ -447,7 +499,14 @@ def test_refusals(tmp_path: Path) -> None:
     empty = tiny_set()
     empty.points = empty.points[:0]
     refused(lambda: train_student(empty), "no point label")
-    refused(lambda: train_student([tiny_set()] * 5, settings=QUICK), "batch_size = 4", "5 sets")
+    for extent in ([8], [8, 8, 25], [8, 0], [8.0, 25.0], 8.5, "8"):
+        refused(lambda extent=extent: train_student([tiny_set()] * 2, extent=extent), "extent = ", "for all 2 sets")
+    many = [tiny_set()] * 65
+    refused(lambda: train_student(many, extent=range(1, 66)), "65 different extents", "at most 64")
+    teacher = torch.zeros(4, 27, 27)
+    refused(lambda: train_student(tiny_set(), teachers=[teacher]), "teachers of shape [(4, 27, 27)]", "53, 53")
+    with pytest.raises(ValueError, match="left open"):
+        _ = StudentSettings().radius
     for link in (0.0, 1.5):
         refused(lambda link=link: StudentSettings(link=link), f"link = {link}")
     refused(lambda: Student.load(tmp_path / "no.safetensors"), "no such checkpoint")
@@ -457,13 +516,16 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
     learned.save(path, {"threshold": float("nan")})
     refused(lambda: Student.load(path), str(path), "its threshold is nan")
-    for extents in ([], [8, 0], [8.0], [True], [*range(1, 66)], ["8"]):
-        learned.save(path, {"extents": extents})
-        refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "lengths in pixels")
-    learned.save(path, {"extents": None})
+    for crops in ({}, {"8": 32}, {"0": 24}, {"08": 24}, {"8": 24, "x": 24}, {str(k + 1): 24 for k in range(65)}):
+        learned.save(path, {"crops": crops})
+        refused(lambda: Student.load(path), str(path), f"its crops by extent are {str(crops)[:40]}", "of its settings")
+    learned.save(path, {"crops": [8]})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
-    learned.save(path, {"extents": [8, 9]})
+    learned.save(path, {"crops": {"8": 24, "9": 24}})
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
+    learned.networks[8][1].head.bias.data = learned.networks[8][1].head.bias.data.double()
+    learned.save(path)
+    refused(lambda: Student.load(path), str(path), "weights of member 1 for extent 8")
     learned.networks[8][0].head.bias.data.fill_(float("nan"))
     learned.save(path)
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 8")

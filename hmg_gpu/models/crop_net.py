@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+OWN = ("up1", "fine_out", "head")  # layers that draw: a sibling's own
+
 
 class CropNet(nn.Module):
     """A U-Net of three scales and about 110 thousand parameters; the point is always at the crop's centre.
@@ -44,15 +46,14 @@ class CropNet(nn.Module):
 
 
 def sibling(network: CropNet) -> CropNet:
-    """A network with the same convolutions, not copies of them, and a normalisation and a head of its own.
+    """A network with the same convolutions but those of the last scale, not copies of them, and all else its own.
 
-    Trained together, each of them sees its own kind of masks (domain-specific batch normalisation, Chang et al., CVPR
-    2019).
+    Its own are the normalisation (domain-specific batch normalisation, Chang et al., CVPR 2019) and the layers that
+    draw: trained together, siblings share what targets look like, and each draws its own kind of masks.
     """
-    head = set(network.head.parameters())
-    shared = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    weights = {weight for module in shared for weight in module.parameters()} - head
-    return copy.deepcopy(network, {id(weight): weight for weight in weights})
+    own = {id(weight) for name in OWN for weight in network.get_submodule(name).parameters()}
+    shared = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return copy.deepcopy(network, {id(weight): weight for weight in shared if id(weight) not in own})
 
 
 class _Residual(nn.Module):
