@@ -122,7 +122,7 @@ def train_student(
         shapes = [tuple(teacher.shape) for teacher in teachers]
         raise InputError(f"teachers of shape {shapes}: expected {expected}, a mask around each point of each set")
     courses = [Course(sets[number], extents[number], teachers[number]) for number in numbers]
-    total = settings.rounds * settings.members * settings.steps
+    total = settings.rounds * settings.members * _steps(courses, settings)
     done = 0
 
     def step() -> None:
@@ -235,8 +235,8 @@ def _train(
     seed: int,
     step: Callable[[], None],
 ) -> dict[int, CropNet]:
-    """One network for each extent of the courses, their convolutions shared."""
-    device = courses[0].data.images.device
+    """One network for each extent of the courses, what they share trained by all."""
+    device, steps = courses[0].data.images.device, _steps(courses, settings)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = CropNet().to(device, memory_format=torch.channels_last)
@@ -247,14 +247,14 @@ def _train(
         family.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.2, cycle_momentum=False
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
     average = [value.detach().clone() for value in _floats(family)]
     generator = torch.Generator().manual_seed(seed)
     # On the device, so that no step waits for a copy.
-    lessons = [_draw(course, own, settings, generator) for course, own in zip(courses, shares, strict=True)]
+    lessons = [_draw(course, own, steps, settings, generator) for course, own in zip(courses, shares, strict=True)]
     family.train()
-    for number in range(settings.steps):
+    for number in range(steps):
         drawn = [tuple(values[number] for values in one) for one in lessons]
         loss = _loss(networks, courses, settings, drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -272,11 +272,16 @@ def _train(
     return networks
 
 
+def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
+    """Of one network in one round: half as many again for every further set, as what is shared has more to learn."""
+    return settings.steps * (len(courses) + 1) // 2
+
+
 def _draw(
-    course: Course, own: Tensor, settings: StudentSettings, generator: torch.Generator
+    course: Course, own: Tensor, steps: int, settings: StudentSettings, generator: torch.Generator
 ) -> tuple[Sequence[Tensor], ...]:
     """For each step: which of a course's points, how their crops are turned, and what decides their shifts."""
-    steps, count = settings.steps, settings.batch_size
+    count = settings.batch_size
     passes = -(-steps * count // len(own))  # every point once before any comes again
     order = torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(passes)])
     rows = order[: steps * count].view(steps, count)

@@ -118,7 +118,7 @@ def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    rows, turn, noise = teaching._draw(course(data.points), share, settings, torch.Generator().manual_seed(1))
+    rows, turn, noise = teaching._draw(course(data.points), share, 5, settings, torch.Generator().manual_seed(1))
     drawn = torch.cat(rows).tolist()
     assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
@@ -353,7 +353,7 @@ def test_rounds_members_and_several_sets() -> None:
         sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
     )
     assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[8][0] is not learned.networks[8][0]
-    assert seen == [(step, 12) for step in range(1, 13)]
+    assert seen == [(step, 16) for step in range(1, 17)]  # 3 + 3 // 2 steps of 2 networks, twice
     assert {extent: len(found) for extent, found in learned.networks.items()} == {5: 2, 8: 2}
     assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
@@ -362,7 +362,7 @@ def test_rounds_members_and_several_sets() -> None:
 
 
 def test_sets_of_two_extents_share_convolutions_alone() -> None:
-    """Each extent has a normalisation and layers that draw of its own, and an extent between takes the nearest."""
+    """Each extent has a normalisation and a decoder of its own, and an extent between takes the nearest."""
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     settings = replace(QUICK, crop=0)
     learned = train_student(sets, extent=[25, 8], settings=settings)
@@ -370,9 +370,9 @@ def test_sets_of_two_extents_share_convolutions_alone() -> None:
     for narrow, wide in zip(learned.networks[8], learned.networks[25], strict=True):
         both = zip(narrow.named_parameters(), wide.parameters(), strict=True)
         same = {name for (name, one), other in both if one is other}
-        layers = ("stem", "fine", "down1", "middle", "down2", "coarse", "up2", "middle_out")
+        layers = ("stem", "fine", "down1", "middle", "down2", "coarse")
         weights = [name for name, value in narrow.named_parameters() if value.ndim == 4]
-        assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 12
+        assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 9
         statistics = zip(narrow.named_buffers(), wide.buffers(), strict=True)
         assert not any(torch.equal(one, other) for (name, one), other in statistics if "running" in name)
     assert [learned.radius(extent) for extent in (1, 8, 16, 17, 99)] == [15, 15, 15, 23, 23]
@@ -396,7 +396,7 @@ def test_crops_of_an_extent_are_its_own_in_training_and_after(monkeypatch: pytes
     data = tiny_set()
     settings = replace(QUICK, crop=0, steps=2, members=1, flips=False)
     learned = train_student([data, data, data], extent=[25, 8, 8], settings=settings)
-    assert seen == [(True, 8, 32), (True, 4, 48)] * 2  # two sets of one extent are taught together
+    assert seen == [(True, 8, 32), (True, 4, 48)] * 4  # two sets of one extent are taught together
     for extent, side in ((8, 32), (25, 48)):
         seen.clear()
         assert learned.own(data, extent=extent).shape == (len(data.points), side - 1, side - 1)
@@ -436,7 +436,7 @@ def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> No
             shared += both
             total = wanted[extent][name] + (wanted[other][name] if both else 0)
             torch.testing.assert_close(value.grad, total, atol=1e-6, rtol=1e-4)
-    assert shared == 2 * 12
+    assert shared == 2 * 9
 
 
 def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.MonkeyPatch) -> None:
