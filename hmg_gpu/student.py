@@ -11,9 +11,9 @@ A student has two networks, each taught by half of the points, so that one of th
 PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, where PMG's alpha
 lies by default: the share of the contrast at which PMG lets a target begin. README shows others and what that is worth.
 
-Sets that are taught together may want masks of different extent: each extent has crops, a normalisation and a decoder of
-its own, the encoder's convolutions are shared. Here are the settings and what a trained student does; ``teaching.py``
-trains it, ``crops.py`` has the geometry.
+Sets that are taught together may want masks of different extent: each extent has crops, a normalisation and a decoder
+of its own, the encoder's convolutions are shared. Here are the settings and what a trained student does;
+``teaching.py`` trains it, ``crops.py`` has the geometry.
 """
 
 from __future__ import annotations

@@ -353,7 +353,7 @@ def test_rounds_members_and_several_sets() -> None:
         sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
     )
     assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[8][0] is not learned.networks[8][0]
-    assert seen == [(step, 16) for step in range(1, 17)]  # 3 + 3 // 2 steps of 2 networks, twice
+    assert seen == [(step, 16) for step in range(1, 17)]  # (3 * 3) // 2 of 2 networks, twice
     assert {extent: len(found) for extent, found in learned.networks.items()} == {5: 2, 8: 2}
     assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
