@@ -11,9 +11,9 @@ A student has two networks, each taught by half of the points, so that one of th
 PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, where PMG's alpha
 lies by default: the share of the contrast at which PMG lets a target begin. README shows others and what that is worth.
 
-Sets that are taught together may want masks of different extent: each extent has crops, a normalisation and a decoder
-of its own, the encoder's convolutions are shared. Here are the settings and what a trained student does;
-``teaching.py`` trains it, ``crops.py`` has the geometry.
+Sets that are taught together may want masks of different extent: each extent has crops and a normalisation of its own,
+and layers from where the network is coarsest; the convolutions before are shared. Here are the settings and what a
+trained student does; ``teaching.py`` trains it, ``crops.py`` has the geometry.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class StudentSettings:
 
     crop: int = 0  # S, side of the crop, a multiple of 4; 0: what PMG's extent and the shift reach, from 32 to 48
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round; for every further set half as many again
-    batch_size: int = 64  # crops of every set in each step
+    steps: int = 400  # of each network in each round; for every further set as many again
+    batch_size: int = 64  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU

@@ -113,6 +113,9 @@ def train_student(
     numbers = [number for number, one in enumerate(sets) if len(one.points)]
     if not numbers:
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
+    if len(numbers) > settings.batch_size:
+        text = f"expected at least one crop for each of {len(numbers)} sets"
+        raise InputError(f"batch_size = {settings.batch_size}: {text}")
     reaches = [settings.for_extent(length).radius + settings.shift for length in extents]
     if teachers is None:
         every = zip(sets, extents, reaches, strict=True)
@@ -251,8 +254,11 @@ def _train(
     )
     average = [value.detach().clone() for value in _floats(family)]
     generator = torch.Generator().manual_seed(seed)
-    # On the device, so that no step waits for a copy.
-    lessons = [_draw(course, own, steps, settings, generator) for course, own in zip(courses, shares, strict=True)]
+    parts = [len(part) for part in torch.arange(settings.batch_size).tensor_split(len(courses))]
+    lessons = [
+        _draw(course, own, steps, part, settings, generator)  # on the device, so that no step waits for a copy
+        for course, own, part in zip(courses, shares, parts, strict=True)
+    ]
     family.train()
     for number in range(steps):
         drawn = [tuple(values[number] for values in one) for one in lessons]
@@ -273,15 +279,14 @@ def _train(
 
 
 def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
-    """Of one network in one round: half as many again for every further set, as what is shared has more to learn."""
-    return settings.steps * (len(courses) + 1) // 2
+    """Of one network in one round: as many again for every further set, as a batch has less of each."""
+    return settings.steps * len(courses)
 
 
 def _draw(
-    course: Course, own: Tensor, steps: int, settings: StudentSettings, generator: torch.Generator
+    course: Course, own: Tensor, steps: int, count: int, settings: StudentSettings, generator: torch.Generator
 ) -> tuple[Sequence[Tensor], ...]:
-    """For each step: which of a course's points, how their crops are turned, and what decides their shifts."""
-    count = settings.batch_size
+    """For each step: so many of a course's points, how their crops are turned, and what decides their shifts."""
     passes = -(-steps * count // len(own))  # every point once before any comes again
     order = torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(passes)])
     rows = order[: steps * count].view(steps, count)
@@ -296,8 +301,8 @@ def _loss(
     settings: StudentSettings,
     drawn: Sequence[tuple[Tensor, ...]],
 ) -> Tensor:
-    """Soft-IoU and cross entropy of a batch of every course, the mean over courses; reads nothing back."""
-    total = 0.0
+    """Soft-IoU and cross entropy of a batch, each course's part of it weighed by its crops; reads nothing back."""
+    total, whole = 0.0, sum(len(rows) for rows, *_ in drawn)
     for extent, network in networks.items():
         own = settings.for_extent(extent)
         pairs = [
@@ -310,7 +315,7 @@ def _loss(
         target = targets[:, None].float()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         loss = soft_iou_loss(logits, target) + settings.cross_entropy * cross_entropy
-        total = total + loss * (len(pairs) / len(courses))
+        total = total + loss * (len(crops) / whole)
     return total
 
 

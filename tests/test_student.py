@@ -118,7 +118,7 @@ def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    rows, turn, noise = teaching._draw(course(data.points), share, 5, settings, torch.Generator().manual_seed(1))
+    rows, turn, noise = teaching._draw(course(data.points), share, 5, 4, settings, torch.Generator().manual_seed(1))
     drawn = torch.cat(rows).tolist()
     assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
@@ -353,7 +353,7 @@ def test_rounds_members_and_several_sets() -> None:
         sets, extent=[8, 5], settings=settings, progress=lambda *place: seen.append(place), on_round=rounds.append
     )
     assert len(rounds) == 2 and rounds[1] is learned and rounds[0].networks[8][0] is not learned.networks[8][0]
-    assert seen == [(step, 16) for step in range(1, 17)]  # (3 * 3) // 2 of 2 networks, twice
+    assert seen == [(step, 24) for step in range(1, 25)]  # 3 of 2 networks for 2 sets, twice
     assert {extent: len(found) for extent, found in learned.networks.items()} == {5: 2, 8: 2}
     assert 0 < learned.threshold <= 0.5
     found = learned.masks(sets[0], extent=8)
@@ -362,7 +362,7 @@ def test_rounds_members_and_several_sets() -> None:
 
 
 def test_sets_of_two_extents_share_convolutions_alone() -> None:
-    """Each extent has a normalisation and a decoder of its own, and an extent between takes the nearest."""
+    """Each extent has a normalisation and last layers of its own, and an extent between takes the nearest."""
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     settings = replace(QUICK, crop=0)
     learned = train_student(sets, extent=[25, 8], settings=settings)
@@ -370,9 +370,9 @@ def test_sets_of_two_extents_share_convolutions_alone() -> None:
     for narrow, wide in zip(learned.networks[8], learned.networks[25], strict=True):
         both = zip(narrow.named_parameters(), wide.parameters(), strict=True)
         same = {name for (name, one), other in both if one is other}
-        layers = ("stem", "fine", "down1", "middle", "down2", "coarse")
+        layers = ("stem", "fine", "down1", "middle")
         weights = [name for name, value in narrow.named_parameters() if value.ndim == 4]
-        assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 9
+        assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 6
         statistics = zip(narrow.named_buffers(), wide.buffers(), strict=True)
         assert not any(torch.equal(one, other) for (name, one), other in statistics if "running" in name)
     assert [learned.radius(extent) for extent in (1, 8, 16, 17, 99)] == [15, 15, 15, 23, 23]
@@ -396,7 +396,7 @@ def test_crops_of_an_extent_are_its_own_in_training_and_after(monkeypatch: pytes
     data = tiny_set()
     settings = replace(QUICK, crop=0, steps=2, members=1, flips=False)
     learned = train_student([data, data, data], extent=[25, 8, 8], settings=settings)
-    assert seen == [(True, 8, 32), (True, 4, 48)] * 4  # two sets of one extent are taught together
+    assert seen == [(True, 2, 32), (True, 2, 48)] * 6  # two sets of one extent are taught together
     for extent, side in ((8, 32), (25, 48)):
         seen.clear()
         assert learned.own(data, extent=extent).shape == (len(data.points), side - 1, side - 1)
@@ -404,7 +404,7 @@ def test_crops_of_an_extent_are_its_own_in_training_and_after(monkeypatch: pytes
 
 
 def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> None:
-    """Gradients of one step, against those of each set's loss by itself: a mean over sets, nothing crosses over."""
+    """Gradients of one step, against those of each set's loss by itself: weighed by crops, nothing crosses over."""
     torch.manual_seed(0)
     first = CropNet()
     networks = {8: first, 25: sibling(first)}
@@ -415,7 +415,7 @@ def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> No
         teacher = masks_around(data, own.radius + own.shift, extent=extent)
         courses.append(Course(data, extent, teacher))
         drawn.append((torch.tensor(rows), torch.zeros(len(rows), 3), torch.rand(len(rows), 25)))
-    for extent, weight in ((25, 1 / 3), (8, 2 / 3)):
+    for extent, weight in ((25, 2 / 8), (8, 6 / 8)):
         own = settings.for_extent(extent)
         lessons = [
             teaching._lesson(one.data, one.teacher, own, *values)
@@ -436,7 +436,7 @@ def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> No
             shared += both
             total = wanted[extent][name] + (wanted[other][name] if both else 0)
             torch.testing.assert_close(value.grad, total, atol=1e-6, rtol=1e-4)
-    assert shared == 2 * 9
+    assert shared == 2 * 6
 
 
 def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,6 +499,7 @@ def test_refusals(tmp_path: Path) -> None:
     empty = tiny_set()
     empty.points = empty.points[:0]
     refused(lambda: train_student(empty), "no point label")
+    refused(lambda: train_student([tiny_set()] * 5, settings=QUICK), "batch_size = 4", "5 sets")
     for extent in ([8], [8, 8, 25], [8, 0], [8.0, 25.0], 8.5, "8"):
         refused(lambda extent=extent: train_student([tiny_set()] * 2, extent=extent), "extent = ", "for all 2 sets")
     many = [tiny_set()] * 65

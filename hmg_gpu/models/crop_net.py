@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OWN = ("up2", "middle_out", "up1", "fine_out", "head")  # the decoder: a sibling's own
+OWN = ("down2", "coarse", "up2", "middle_out", "up1", "fine_out", "head")  # layers that siblings do not share
 
 
 class CropNet(nn.Module):
@@ -46,10 +46,10 @@ class CropNet(nn.Module):
 
 
 def sibling(network: CropNet) -> CropNet:
-    """A network with the same convolutions in the encoder, not copies of them, and all else its own.
+    """A network with the same convolutions in the encoder's two finer scales, not copies of them; all else its own.
 
-    Its own are the normalisation (domain-specific batch normalisation, Chang et al., CVPR 2019) and the decoder:
-    trained together, siblings share what targets look like, and each draws its own kind of masks.
+    Its own are the normalisation (domain-specific batch normalisation, Chang et al., CVPR 2019), the coarsest scale and
+    the decoder: trained together, siblings share what targets look like, and each draws its own kind of masks.
     """
     own = {id(weight) for name in OWN for weight in network.get_submodule(name).parameters()}
     shared = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
