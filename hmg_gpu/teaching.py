@@ -183,7 +183,7 @@ def _lengths(extent: int | Sequence[int], count: int) -> list[int]:
         extents = [operator.index(one) for one in (extent if isinstance(extent, Sequence) else [extent] * count)]
     except TypeError as error:
         raise InputError(text) from error
-    if len(extents) != count or min(extents) < 1:
+    if len(extents) != count or any(one < 1 for one in extents):
         raise InputError(text)
     if len(set(extents)) > EXTENTS:
         raise InputError(f"{len(set(extents))} different extents: expected at most {EXTENTS}")

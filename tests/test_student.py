@@ -499,6 +499,7 @@ def test_refusals(tmp_path: Path) -> None:
     empty = tiny_set()
     empty.points = empty.points[:0]
     refused(lambda: train_student(empty), "no point label")
+    refused(lambda: train_student([]), "no point label")
     refused(lambda: train_student([tiny_set()] * 5, settings=QUICK), "batch_size = 4", "5 sets")
     for extent in ([8], [8, 8, 25], [8, 0], [8.0, 25.0], 8.5, "8"):
         refused(lambda extent=extent: train_student([tiny_set()] * 2, extent=extent), "extent = ", "for all 2 sets")
