@@ -45,8 +45,8 @@ POINTS = ("masks_centroid", "masks_coarse")
 ASKED = {("NUAA-SIRST", "masks_centroid"): 77.5, ("NUAA-SIRST", "masks_coarse"): 76.0}
 ASKED |= {("NUDT-SIRST", "masks_centroid"): 76.5, ("NUDT-SIRST", "masks_coarse"): 76.0}
 CHANGES = (
-    *("steps=200", "steps=800", "members=1", "members=4", "rounds=2", "averaging=0.0", "shift=0"),
-    *("crop=32", "crop=40", "crop=48"),
+    *("steps=200", "steps=800", "members=1", "members=2", "rounds=2", "averaging=0.0", "shift=0"),
+    *("crop=32", "crop=40", "crop=64"),
 )
 
 
@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for case in () if options.show else cases(options):
         steps = {"steps": options.steps} if options.steps else {}
         settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
-        if "crops" in (known := found.get(case.name, {})) and known["settings"] == asdict(settings):
-            continue  # without crops: a case of an earlier version
+        if found.get(case.name, {}).get("settings") == asdict(settings):
+            continue
         console.print(f"{case.name} ...", highlight=False)
         machine = {"threads": options.threads, "load": os.getloadavg(), "device": options.device}
         case_found = run(case, torch.device(options.device), settings)
@@ -163,8 +163,7 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
         other = None if name == SYNTHETIC else load(name, POINTS[POINTS[0] == case.points], device).points
         more[name] = variants(student, replace(one, masks=truth), extent, case, other)
     seconds["measuring"] = measuring + time.perf_counter() - begun
-    crops = {name: settings.for_extent(extent).crop for name, extent in zip(case.sets, extents, strict=True)}
-    return {"rounds": rounds, "more": more, "crops": crops, "seconds": seconds}
+    return {"rounds": rounds, "more": more, "seconds": seconds}
 
 
 def load(name: str, points: str, device: torch.device) -> ImageSet:
@@ -186,7 +185,7 @@ def variants(student: Student, data: ImageSet, extent: int, case: Case, other: T
     if case.change or case.seed:
         return found
     soft = student.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
-    fallback, link = masks_around(data, student.radius(extent), extent=extent), student.settings.link
+    fallback, link = masks_around(data, student.settings.radius, extent=extent), student.settings.link
     place = (data.points, data.images.shape, data.sizes)
     found["levels"] = {
         level: measure(paste(choose(soft, fallback, level, link), *place), data)["iou"] for level in LEVELS
@@ -244,7 +243,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
     yield filled("the first seed's masks made otherwise", first, columns, otherwise)
     yield filled("by threshold", first, tuple(map(str, LEVELS)), by_level)
     yield filled("by target size: teacher, student", first, (), sizes)
-    columns = ("set", "points", "seed", "changed", "crop", "by round", "like PMG", "agreement", "seconds")
+    columns = ("set", "points", "seed", "changed", "by round", "like PMG", "agreement", "seconds")
     changes = Table(*columns, title="settings changed")
     for name, case in found.items():
         group, points, _, seed, *change = name.split()
@@ -252,13 +251,8 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
             by_round = " ".join(percent(step["sets"][group]["iou"]) for step in case["rounds"])
             like_pmg = " ".join(percent(step["sets"][group].get("like PMG")) for step in case["rounds"])
             alike = " ".join(percent(step["agreement"]) for step in case["rounds"])
-            seconds, crop = (
-                f"{case['seconds']['training']:.0f}",
-                str(case["crops"][group] if "crops" in case else case["crop"]),
-            )
-            changes.add_row(
-                group, points, seed, " ".join(change) or "-", crop, by_round, like_pmg, alike, seconds
-            )  # fmt: skip
+            seconds = f"{case['seconds']['training']:.0f}"
+            changes.add_row(group, points, seed, " ".join(change) or "-", by_round, like_pmg, alike, seconds)
     yield changes
 
 

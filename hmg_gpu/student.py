@@ -7,13 +7,14 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
                                        ^                                                              |
                                        '---- PMG from the centroids of the masks (further rounds) ----'
 
-A student has two networks, each taught by half of the points, so that one of the two never saw PMG's error on a target.
-PMG errs by leaving pixels out (its box can only cut), so the threshold of the probabilities lies low, where PMG's alpha
-lies by default: the share of the contrast at which PMG lets a target begin. README shows others and what that is worth.
+A student has two pairs of networks. Each of a pair is taught by half of the points, so that the other never saw PMG's
+error on a target; the second pair, of other halves, makes the mean steadier. PMG errs by leaving pixels out (its box
+can only cut), so the threshold of the probabilities lies low, where PMG's alpha lies by default: the share of the
+contrast at which PMG lets a target begin. README shows others and what that is worth.
 
-Sets that are taught together may want masks of different extent: each extent has crops and a normalisation of its own,
-and layers from where the network is coarsest; the convolutions before are shared. Here are the settings and what a
-trained student does; ``teaching.py`` trains it, ``crops.py`` has the geometry.
+Sets that are taught together may want masks of different extent: each extent has a normalisation of its own, and layers
+from where the network is coarsest; the convolutions before are shared. Here are the settings and what a trained student
+does; ``teaching.py`` trains it, ``crops.py`` has the geometry.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class StudentSettings:
     The paper has no such step.
     """
 
-    crop: int = 0  # S, side of the crop, a multiple of 4; 0: what PMG's extent and the shift reach, from 32 to 48
+    crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
     steps: int = 400  # of each network in each round; for every further set as many again
     batch_size: int = 64  # crops; sets that are taught together have equal parts of it
@@ -58,13 +59,13 @@ class StudentSettings:
     averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
     flips: bool = True  # average the eight flips and transposes of a crop when predicting
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
-    members: int = 2  # networks whose probabilities are averaged; those of a pair learn from half of the points each
+    members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
     threshold: float = 0.15  # of the probabilities; 0: where the members agree best, of 0.1, 0.15 .. 0.5
     link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"crop": 16 if self.crop else 0, "shift": 0, "steps": 1, "batch_size": 2, "rounds": 1, "members": 1}
+        least = {"crop": 16, "shift": 0, "steps": 1, "batch_size": 2, "rounds": 1, "members": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
@@ -79,16 +80,9 @@ class StudentSettings:
         if not 0 < self.link <= 1:
             raise InputError(f"link = {self.link}: expected a number above 0 and up to 1")
 
-    def for_extent(self, extent: int) -> StudentSettings:
-        """The same with a crop for masks of this extent (L_ep in pixels), where the settings leave it open."""
-        reach = 2 * (extent + self.shift) + 2
-        return self if self.crop else replace(self, crop=min(48, max(32, -(-reach // 8) * 8)))
-
     @property
     def radius(self) -> int:
         """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
-        if not self.crop:
-            raise ValueError("the crop is left open; take the settings for an extent")
         return self.crop // 2 - 1
 
 
@@ -113,10 +107,6 @@ class Student:
         """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
         return min(self.networks, key=lambda known: abs(known - extent))
 
-    def radius(self, extent: int) -> int:
-        """R of the windows around points: how far a mask can reach from its point, in pixels."""
-        return self.settings.for_extent(self.nearest(extent)).radius
-
     def member(self, number: int) -> Student:
         """One of its networks alone."""
         networks = {extent: [found[number]] for extent, found in self.networks.items()}
@@ -130,8 +120,7 @@ class Student:
             for number, network in enumerate(networks)
             for name, value in network.state_dict().items()
         }
-        crops = {str(extent): self.settings.for_extent(extent).crop for extent in self.networks}
-        description = {"student": asdict(self.settings), "crops": crops, "threshold": self.threshold}
+        description = {"student": asdict(self.settings), "extents": [*self.networks], "threshold": self.threshold}
         save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
 
     @classmethod
@@ -142,9 +131,9 @@ class Student:
             InputError: the file is missing or damaged, or holds no student; nothing of it is ever run.
         """
         description = read_description(path) or {}
-        values, crops = description.get("student"), description.get("crops")
+        values, extents = description.get("student"), description.get("extents")
         known = {field.name for field in fields(StudentSettings)}
-        if not isinstance(values, dict) or values.keys() != known or not isinstance(crops, dict):
+        if not isinstance(values, dict) or values.keys() != known or not isinstance(extents, list):
             raise InputError(f"{path}: holds no student of this version; make one with hmg-gpu masks --method learned")
         kinds = {field.name: type(field.default) for field in fields(StudentSettings)}
         for name, value in values.items():
@@ -154,11 +143,9 @@ class Student:
         threshold = description.get("threshold")
         if type(threshold) is not float or not 0 < threshold < 1:
             raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
-        extents = [int(name) for name in crops if name.isdecimal() and 0 < len(name) < 6]
-        if not 1 <= len(crops) <= EXTENTS or crops != {
-            str(extent): settings.for_extent(extent).crop for extent in extents if extent
-        }:
-            raise InputError(f"{path}: its crops by extent are {str(crops)[:80]}, not those of its settings")
+        whole = all(type(extent) is int and extent > 0 for extent in extents)
+        if not whole or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
+            raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
         tensors = read_tensors(path)
         networks: dict[int, list[CropNet]] = {}
         for extent in extents:
@@ -184,11 +171,10 @@ class Student:
             sizes: int64 [B, 2], valid (height, width) of padded images; None: the whole image.
 
         Returns:
-            float32 [P, 2 R + 1, 2 R + 1], the point at [R, R]; R = ``radius(extent)``.
+            float32 [P, 2 R + 1, 2 R + 1], the point at [R, R]; R = ``settings.radius``.
         """
         sizes = full_sizes(images) if sizes is None else sizes
-        networks, radius = self.networks[self.nearest(extent)], self.radius(extent)
-        side = self.settings.for_extent(self.nearest(extent)).crop
+        networks, radius = self.networks[self.nearest(extent)], self.settings.radius
         views = range(8) if self.settings.flips else range(1)
         view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
@@ -196,7 +182,7 @@ class Student:
             part = points[first : first + NETS]
             total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
             for view in views:
-                crops = normalise(gather(images, part, sizes, side, view_bits[view].expand(len(part), 3)))
+                crops = normalise(gather(images, part, sizes, self.settings.crop, view_bits[view].expand(len(part), 3)))
                 for network in networks:
                     probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
                     total += unturn(probability, view, radius)
@@ -224,7 +210,7 @@ class Student:
 
     def own(self, data: ImageSet, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15) -> Tensor:
         """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
-        fallback = masks_around(data, self.radius(extent), extent=extent, half_width=half_width, alpha=alpha)
+        fallback = masks_around(data, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
         found = self.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
         return choose(found, fallback, self.threshold, self.settings.link)
 
@@ -238,7 +224,7 @@ class Student:
         soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
         for points in data.points.split(GROUP):
             part = replace(data, points=points)
-            fallback = masks_around(part, self.radius(extent), extent=extent, half_width=half_width, alpha=alpha)
+            fallback = masks_around(part, self.settings.radius, extent=extent, half_width=half_width, alpha=alpha)
             found = self.probabilities(data.images, points, extent=extent, sizes=data.sizes)
             own, usable = own_pixels(found, self.threshold, self.settings.link)
             found = stretch(found, self.threshold)

@@ -97,7 +97,7 @@ def train_student(
         settings: decides the result together with the data; None: the defaults.
         progress: called with (steps done, steps in all).
         teachers: masks to learn from in the first round instead of PMG's, float or bool [P, K, K] for each set
-            with K = 2 (``radius + shift``) + 1 of ``settings.for_extent(extent)``.
+            with K = 2 (``settings.radius + settings.shift``) + 1.
         on_round: called with the student of every round.
 
     Returns:
@@ -116,11 +116,11 @@ def train_student(
     if len(numbers) > settings.batch_size:
         text = f"expected at least one crop for each of {len(numbers)} sets"
         raise InputError(f"batch_size = {settings.batch_size}: {text}")
-    reaches = [settings.for_extent(length).radius + settings.shift for length in extents]
+    reach = settings.radius + settings.shift
     if teachers is None:
-        every = zip(sets, extents, reaches, strict=True)
-        teachers = [masks_around(one, reach, extent=length, **pmg) for one, length, reach in every]
-    expected = [(len(one.points), 2 * reach + 1, 2 * reach + 1) for one, reach in zip(sets, reaches, strict=True)]
+        every = zip(sets, extents, strict=True)
+        teachers = [masks_around(one, reach, extent=length, **pmg) for one, length in every]
+    expected = [(len(one.points), 2 * reach + 1, 2 * reach + 1) for one in sets]
     if [tuple(teacher.shape) for teacher in teachers] != expected:
         shapes = [tuple(teacher.shape) for teacher in teachers]
         raise InputError(f"teachers of shape {shapes}: expected {expected}, a mask around each point of each set")
@@ -304,9 +304,8 @@ def _loss(
     """Soft-IoU and cross entropy of a batch, each course's part of it weighed by its crops; reads nothing back."""
     total, whole = 0.0, sum(len(rows) for rows, *_ in drawn)
     for extent, network in networks.items():
-        own = settings.for_extent(extent)
         pairs = [
-            _lesson(course.data, course.teacher, own, *values)
+            _lesson(course.data, course.teacher, settings, *values)
             for course, values in zip(courses, drawn, strict=True)
             if course.extent == extent
         ]

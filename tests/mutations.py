@@ -238,10 +238,10 @@ BUGS = (
         "tests/test_student.py",
     ),
     Bug(
-        "student: crops of one extent for all sets",
-        "hmg_gpu/teaching.py",
-        "        own = settings.for_extent(extent)\n        pairs",
-        "        own = settings.for_extent(max(networks))\n        pairs",
+        "student: networks of one extent for all sets",
+        "hmg_gpu/student.py",
+        "networks, radius = self.networks[self.nearest(extent)],",
+        "networks, radius = self.networks[max(self.networks)],",
         "tests/test_student.py",
     ),
     Bug(

@@ -26,7 +26,7 @@ from hmg_gpu.student import Student, StudentSettings
 from hmg_gpu.teaching import Course, train_student
 from hmg_gpu.training import Settings, Training
 
-QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4)
+QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4, members=2)
 
 
 def test_the_point_stays_where_it_is_in_every_view() -> None:
@@ -207,12 +207,6 @@ def test_stretched_probabilities_keep_their_order_and_their_masks() -> None:
     assert torch.equal(stretch(values, 0.5), values)
 
 
-def test_crops_are_as_wide_as_masks_can_be() -> None:
-    crops = [StudentSettings().for_extent(extent).crop for extent in (1, 10, 12, 13, 16, 25, 100)]
-    assert crops == [32, 32, 32, 40, 40, 48, 48]
-    assert StudentSettings(crop=24).for_extent(25).crop == 24
-
-
 def test_gain_and_offset_do_not_matter_and_nothing_is_ever_nan(rng: np.random.Generator) -> None:
     crops = torch.from_numpy(rng.integers(0, 200, (3, 16, 16))).float()
     crops[0, 8, 8] = 255
@@ -364,8 +358,7 @@ def test_rounds_members_and_several_sets() -> None:
 def test_sets_of_two_extents_share_convolutions_alone() -> None:
     """Each extent has a normalisation and last layers of its own, and an extent between takes the nearest."""
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
-    settings = replace(QUICK, crop=0)
-    learned = train_student(sets, extent=[25, 8], settings=settings)
+    learned = train_student(sets, extent=[25, 8], settings=QUICK)
     assert list(learned.networks) == [8, 25]
     for narrow, wide in zip(learned.networks[8], learned.networks[25], strict=True):
         both = zip(narrow.named_parameters(), wide.parameters(), strict=True)
@@ -375,32 +368,33 @@ def test_sets_of_two_extents_share_convolutions_alone() -> None:
         assert same == {name for name in weights if name.split(".")[0] in layers} and len(same) == 6
         statistics = zip(narrow.named_buffers(), wide.buffers(), strict=True)
         assert not any(torch.equal(one, other) for (name, one), other in statistics if "running" in name)
-    assert [learned.radius(extent) for extent in (1, 8, 16, 17, 99)] == [15, 15, 15, 23, 23]
+    assert [learned.nearest(extent) for extent in (1, 8, 16, 17, 99)] == [8, 8, 8, 25, 25]
     place = (sets[0].images, sets[0].points)
     found = {extent: learned.probabilities(*place, extent=extent) for extent in (8, 16, 17, 25)}
     assert torch.equal(found[8], found[16]) and torch.equal(found[17], found[25])
-    assert not torch.equal(found[8], found[25][:, 8:-8, 8:-8])
+    assert not torch.equal(found[8], found[25])
     alone = learned.member(1)
     assert alone.networks[25] == learned.networks[25][1:] and alone.settings.members == 1
 
 
-def test_crops_of_an_extent_are_its_own_in_training_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_of_one_extent_are_taught_together_by_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = CropNet.forward
 
     def watched(self: CropNet, crops: torch.Tensor) -> torch.Tensor:
-        seen.append((self.training, crops.shape[0], crops.shape[-1]))
+        seen.append((self, self.training, len(crops)))
         return forward(self, crops)
 
     monkeypatch.setattr(CropNet, "forward", watched)
     data = tiny_set()
-    settings = replace(QUICK, crop=0, steps=2, members=1, flips=False)
+    settings = replace(QUICK, steps=2, batch_size=5, members=1, flips=False)
     learned = train_student([data, data, data], extent=[25, 8, 8], settings=settings)
-    assert seen == [(True, 2, 32), (True, 2, 48)] * 6  # two sets of one extent are taught together
-    for extent, side in ((8, 32), (25, 48)):
+    (narrow,), (wide,) = learned.networks.values()
+    assert seen == [(narrow, True, 3), (wide, True, 2)] * 6  # of 5 crops 2, 2 and 1
+    for extent, network in ((8, narrow), (25, wide)):
         seen.clear()
-        assert learned.own(data, extent=extent).shape == (len(data.points), side - 1, side - 1)
-        assert seen == [(False, len(data.points), side)]
+        assert learned.own(data, extent=extent).shape == (len(data.points), 23, 23)
+        assert seen == [(network, False, len(data.points))]
 
 
 def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> None:
@@ -408,17 +402,15 @@ def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> No
     torch.manual_seed(0)
     first = CropNet()
     networks = {8: first, 25: sibling(first)}
-    data, settings = tiny_set(), replace(QUICK, crop=0)
+    data, settings = tiny_set(), QUICK
     courses, drawn, wanted = [], [], {extent: dict[str, torch.Tensor]() for extent in networks}
     for extent, rows in ((25, [0, 1]), (8, [1, 2, 3]), (8, [0, 2, 3])):
-        own = settings.for_extent(extent)
-        teacher = masks_around(data, own.radius + own.shift, extent=extent)
+        teacher = masks_around(data, settings.radius + settings.shift, extent=extent)
         courses.append(Course(data, extent, teacher))
         drawn.append((torch.tensor(rows), torch.zeros(len(rows), 3), torch.rand(len(rows), 25)))
     for extent, weight in ((25, 2 / 8), (8, 6 / 8)):
-        own = settings.for_extent(extent)
         lessons = [
-            teaching._lesson(one.data, one.teacher, own, *values)
+            teaching._lesson(one.data, one.teacher, settings, *values)
             for one, values in zip(courses, drawn, strict=True)
             if one.extent == extent
         ]
@@ -450,9 +442,9 @@ def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.Monke
     monkeypatch.setattr(teaching, "masks_around", watched)
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     rounds = []
-    settings = replace(QUICK, crop=0, rounds=2, threshold=0.0)
+    settings = replace(QUICK, rounds=2, threshold=0.0)
     train_student(sets, extent=[25, 8], settings=settings, on_round=rounds.append)
-    assert [(extent, radius) for extent, radius, *_ in asked] == [(25, 25), (8, 17)] * 2
+    assert [(extent, radius) for extent, radius, *_ in asked] == [(25, 13), (8, 13)] * 2
     unlinked = Student(rounds[0].networks, replace(settings, link=1.0), rounds[0].threshold)
     for one, (extent, _, points, centres) in zip(sets, asked[2:], strict=True):
         assert torch.equal(centres, one.points[:, 1:])
@@ -480,7 +472,7 @@ def test_ground_truth_in_memory_does_not_matter() -> None:
 
 def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
     data = tiny_set()
-    learned = train_student([data, data], extent=[8, 25], settings=replace(QUICK, crop=0))
+    learned = train_student([data, data], extent=[8, 25], settings=QUICK)
     learned.save(tmp_path / "student.safetensors", {"about": "test"})
     again = Student.load(tmp_path / "student.safetensors")
     assert again.settings == learned.settings and again.threshold == learned.threshold
@@ -507,8 +499,6 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: train_student(many, extent=range(1, 66)), "65 different extents", "at most 64")
     teacher = torch.zeros(4, 27, 27)
     refused(lambda: train_student(tiny_set(), teachers=[teacher]), "teachers of shape [(4, 27, 27)]", "53, 53")
-    with pytest.raises(ValueError, match="left open"):
-        _ = StudentSettings().radius
     for link in (0.0, 1.5):
         refused(lambda link=link: StudentSettings(link=link), f"link = {link}")
     refused(lambda: Student.load(tmp_path / "no.safetensors"), "no such checkpoint")
@@ -518,12 +508,12 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
     learned.save(path, {"threshold": float("nan")})
     refused(lambda: Student.load(path), str(path), "its threshold is nan")
-    for crops in ({}, {"8": 32}, {"0": 24}, {"08": 24}, {"8": 24, "x": 24}, {str(k + 1): 24 for k in range(65)}):
-        learned.save(path, {"crops": crops})
-        refused(lambda: Student.load(path), str(path), f"its crops by extent are {str(crops)[:40]}", "of its settings")
-    learned.save(path, {"crops": [8]})
+    for extents in ([], [0], [8.0], ["8"], [True], [8, 8], [9, 8], [8, None], list(range(1, 66))):
+        learned.save(path, {"extents": extents})
+        refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "64 rising lengths")
+    learned.save(path, {"extents": {"8": 24}})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
-    learned.save(path, {"crops": {"8": 24, "9": 24}})
+    learned.save(path, {"extents": [8, 9]})
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
     learned.networks[8][1].head.bias.data = learned.networks[8][1].head.bias.data.double()
     learned.save(path)
