@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hmg_gpu import evaluation
+from hmg_gpu.checks import usable_device
 from hmg_gpu.data import ImageSet, write_mask
 from hmg_gpu.data.source import SYNTHETIC
 from hmg_gpu.drawing import PICKS, draw_sheet
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.threads is not None:
             torch.set_num_threads(evaluation.at_least(1, threads=options.threads))
-        evaluation.check_device(options.device)
+        usable_device(options.device)
         if getattr(options, "plots", False):
             require_matplotlib()
         options.command(options, console)

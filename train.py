@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from hmg_gpu.checkpoints import PREVIOUS, read_description, recover
+from hmg_gpu.checks import usable_device
 from hmg_gpu.data import write_mask
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.drawing import draw_sheet, pick_examples
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace, console: Console, team: Team) -> int:
         if options.threads < 1:
             raise InputError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
-    device = pick_device(team.device(options.device))
+    device = usable_device(team.device(options.device))
     # Gradients far below float32's normal range carry nothing and slow the CPU down.
     torch.set_flush_denormal(True)
     given = {f.name: value for f in fields(Settings) if (value := getattr(options, f.name)) is not None}
@@ -183,14 +184,6 @@ def check_empty(folder: Path) -> None:
         raise InputError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another --out")
     if there := [name for name in ("settings.json", "log.jsonl", "results.json") if (folder / name).exists()]:
         raise InputError(f"{folder}: holds {there[0]} but no checkpoint; remove the folder or choose another --out")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that --device names, after trying it."""
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # how torch says that there is none
-        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0][:120]}); try cpu") from error
 
 
 def finish(

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import write_beside, write_json
+from .files import write_beside, write_bytes, write_json
 from .models import NETWORKS, build_model
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # DistributedDataParallel, LESPS's Net and our own files, torch.compile
@@ -75,8 +75,7 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     path = Path(path)
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     content = save(plain, metadata={HEADER_KEY: json.dumps(description)})  # safetensors' own file would be 0600
-    with write_beside(path, len(content)) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
     write_json(path.with_suffix(".json"), description)
 
 

@@ -5,6 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name, after trying it.
+
+    Raises:
+        InputError: this machine or this PyTorch does not have it.
+    """
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # how torch says that there is none
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device {name}: cannot be used ({reason[:120]}); try cpu") from error
+
 
 def can_read(tensor: Tensor) -> bool:
     """Whether the tensor's values may decide what Python does next.

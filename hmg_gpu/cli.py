@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bulk import SUMMARY, Journal, Source, missing, open_source, take_up, unfinished
+from .checks import usable_device
 from .coco import FORMS, write_coco
 from .components import connected_components
 from .data import (
@@ -37,7 +38,7 @@ from .data.source import default_extent
 from .data.store import iterate_store, pack_folder
 from .drawing import draw_sheet
 from .errors import HMGError, InputError
-from .evaluation import check_device, load_network
+from .evaluation import load_network
 from .extent import FALLBACK, MAX_POINTS, MIN_POINTS, choose_extent
 from .files import file_digest, write_json
 from .inference import PADDINGS
@@ -89,8 +90,7 @@ def masks(options: argparse.Namespace, console: Console) -> int:
 def _make_masks(options: argparse.Namespace, console: Console, team: Team, source: Source) -> int:
     """The parts of a team's member; the images of a part are one batch, whoever makes it."""
     started = time.perf_counter()
-    device = team.device(options.device)
-    check_device(device)
+    device = usable_device(team.device(options.device))
     names, out = source.names, options.out
     twice, count = Counter(names).most_common(1)[0]
     if count > 1:
@@ -267,7 +267,9 @@ def _check_out(options: argparse.Namespace, names: Sequence[str]) -> None:
         )
 
 
-def _pick_extent(options: argparse.Namespace, source: Source, device: str, pmg: dict[str, float]) -> tuple[int, str]:
+def _pick_extent(
+    options: argparse.Namespace, source: Source, device: torch.device, pmg: dict[str, float]
+) -> tuple[int, str]:
     """L_ep and where it comes from."""
     if options.extent != "auto":
         return options.extent, "as given"
@@ -286,7 +288,7 @@ def _pick_extent(options: argparse.Namespace, source: Source, device: str, pmg: 
     return extent, f"chosen from {len(part.points)} points in {len(part)} images: by how long masks hold still"
 
 
-def _teach(source: Source, device: str, pmg: dict[str, float], path: Path, advance: Any) -> None:
+def _teach(source: Source, device: torch.device, pmg: dict[str, float], path: Path, advance: Any) -> None:
     """Train a student on images evenly spread over the source, as many as hold ``LESSONS`` points."""
     marked = [row for row, name in enumerate(source.names) if len(source.points[name])]
     total = sum(len(source.points[source.names[row]]) for row in marked)

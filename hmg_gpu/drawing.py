@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .components import connected_components
 from .data.sets import ImageSet
-from .files import write_beside
+from .files import write_bytes
 
 TRUTH = "ground truth"
 COLOURS = {
@@ -88,8 +89,9 @@ def draw_sheet(
             if name is None:
                 _frame(panel, window, full)
             sheet.paste(panel, (left, top + TITLE))
-    with write_beside(path) as temporary:
-        sheet.save(temporary)
+    content = io.BytesIO()
+    sheet.save(content, format="PNG")
+    write_bytes(path, content.getbuffer())
 
 
 def pick_examples(data: ImageSet, masks: Tensor, count: int, order: str = "spread") -> list[int]:

@@ -72,15 +72,6 @@ def at_least(bound: int, **values: int) -> int:
     return value
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that this machine or this PyTorch does not have."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device {device}: cannot be used ({reason}); try cpu") from error
-
-
 def pmg_settings(dataset: str, extent: int | None, half_width: int, alpha: float) -> dict[str, float]:
     """PMG's settings, ``extent`` by default the paper's for this data set.
 
@@ -138,7 +129,7 @@ def load_network(
     normalisation: str = "auto",
     padding: str = "least",
     threshold: float = 0.5,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Network:
     """A network from a weights file, ready to run.
 

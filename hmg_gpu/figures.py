@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import HMGError
-from .files import write_beside
+from .files import write_bytes
 
 COLOURS = {"all targets": "black", "Point": "tab:blue", "Spot": "tab:orange", "Extended": "tab:green"}
 LABELS = {
@@ -117,5 +118,6 @@ def _new_figure(panels: int):
 
 
 def _save(figure: Any, path: str | os.PathLike) -> None:
-    with write_beside(path) as temporary:
-        figure.savefig(temporary, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(path, content.getbuffer())

@@ -53,11 +53,15 @@ def remove_parts(folder: str | os.PathLike) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace the text file ``path`` in one step (UTF-8)."""
-    content = text.encode()
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
+    """Replace the file ``path`` in one step."""
     with write_beside(path, len(content)) as temporary:
         temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace the text file ``path`` in one step (UTF-8)."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

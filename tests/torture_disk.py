@@ -139,7 +139,7 @@ def cases(data: Path, disk: Path, shown: Path, count: int, deadline: float) -> N
             wrong += changes(before, contents(disk))
             wrong += [] if str(disk) in text else ["no path in the message"]
             need = (
-                ("No space left on device", "kB are free", "free some space")
+                ("No space left on device", "it needs at least", "kB are free", "free some space")
                 if state == "full"
                 else ("Read-only file system",)
             )

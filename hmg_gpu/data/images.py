@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import write_beside
+from ..files import write_bytes
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 FORMATS = ("PNG", "BMP", "TIFF", "JPEG")  # other decoders (some start external programs) are never tried
@@ -126,8 +126,7 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray | Tensor) -> None:
         raise TypeError(f"mask must be bool [H, W], got {mask.dtype} {list(mask.shape)}; threshold it first")
     content = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(content, format="PNG")
-    with write_beside(path, content.tell()) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    write_bytes(path, content.getbuffer())
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
