@@ -83,6 +83,13 @@ class Team:
 ALONE = Team()
 
 
+def position() -> tuple[int, int]:
+    """(rank, ranks) of this process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
 def who() -> str:
     """What stands before a message of a rank other than 0: "rank 1: "."""
     rank = os.environ.get("RANK", "0")

@@ -10,18 +10,15 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .components import connected_components
-from .data.batches import cut_crops, draw_epoch
+from .changes import HYBRID, OUTSIDE, PREDICTION, MaskChanges
 from .data.folder import load_folder
 from .data.images import map_files, write_mask
 from .data.points import image_stem
@@ -30,18 +27,18 @@ from .data.source import default_extent
 from .data.store import load_store
 from .errors import InputError
 from .extent import choose_extent
+from .guests import Head, Output, level_of, single, undisturbed, without_ddp
 from .inference import predict_logits, share, to_device
+from .mask_loader import MaskLoader
+from .parallel import position
 from .pmg import point_to_mask, point_to_probability
 from .student import METHODS, Student
 from .teaching import train_student
-from .update import near_a_point, soft_update, update
+from .update import soft_update, update
 
-Output = str | Callable[[Any], Tensor]
 Key = str | os.PathLike | int | Tensor | Sequence
 
 FUSIONS = ("union", "soft")
-HYBRID, PREDICTION = 1, 2  # bits of a plane
-NON_FINITE, OUTSIDE, IGNORED = range(3)  # columns of the counts
 
 
 class MaskUpdater:
@@ -225,15 +222,15 @@ class MaskUpdater:
         ranks end with the same bits as a single process.
         """
         self._raise_fault()
-        level = _level(output, threshold)
-        rank, ranks = _position()
+        level = level_of(output, threshold)
+        rank, ranks = position()
         rows = share(self.data.host_sizes, rank, ranks, batch_size=batch_size, padding=padding)
-        net = _without_ddp(net)
+        net = without_ddp(net)
         settings = {"batch_size": batch_size, "padding": padding, "autocast": autocast}
-        with _undisturbed(net, self.device, ranks):
+        with undisturbed(net, self.device, ranks):
             planes = torch.zeros(self.masks.shape, dtype=torch.uint8, device=self.device)
             counts = torch.zeros(len(self), 3, dtype=torch.int64, device=self.device)
-            with closing(predict_logits(_Head(net, output), self.data, rows=rows, **settings)) as parts:
+            with closing(predict_logits(Head(net, output), self.data, rows=rows, **settings)) as parts:
                 for index, values in parts:
                     there = self._to_device(index)
                     planes[there], counts[there] = self._correct(index, values, level, output != "logits")
@@ -264,10 +261,10 @@ class MaskUpdater:
             torch.distributed every rank must make the same calls.
         """
         self._raise_fault()
-        level = _level(output, threshold)
+        level = level_of(output, threshold)
         index = self._index(key)
         with torch.inference_mode(False), torch.no_grad():
-            values = _single(prediction, output)
+            values = single(prediction, output)
             shape = values.shape
             values = self._planes(index, values.detach())
             planes, counts = self._correct(index, values, level, output != "logits")
@@ -352,7 +349,7 @@ class MaskUpdater:
         rank 0 writes and the others wait.
         """
         self._check_fault()
-        rank, ranks = _position()
+        rank, ranks = position()
         if rank == 0:
             masks = self.masks.cpu().numpy()
             sizes = self.data.host_sizes.tolist()
@@ -489,209 +486,6 @@ class MaskUpdater:
 
     def _to_device(self, index: list[int]) -> Tensor:
         return to_device(torch.tensor(index, dtype=torch.int64), self.device)
-
-
-class MaskChanges:
-    """What one update did. Nothing is read from the device before an attribute is.
-
-    Attributes:
-        pixels: pixels of the masks that differ from before.
-        erased: predicted components that FAF erased.
-        retrieved: targets (components of the initial masks) that no kept prediction touches, brought back by MDR.
-        ignored: images whose prediction the guard refused.
-        non_finite: predicted pixels that are NaN or infinite (NaN counts as background).
-        masks: float32 0 and 1 in the shape of the prediction (``update_one`` only); on the device, never read.
-
-    Raises:
-        InputError: reading any of the counts, where probabilities were promised and a value lay outside [0, 1].
-    """
-
-    def __init__(
-        self,
-        refuse: Callable[[], None],
-        points: Tensor,
-        sizes: Tensor,
-        radius: int,
-        initial: Tensor,
-        planes: Tensor,
-        counts: Tensor,
-        changed: Tensor,
-    ):
-        self.masks: Tensor | None = None
-        self._refuse, self._points, self._sizes, self._radius = refuse, points, sizes, radius
-        self._initial, self._planes, self._counts, self._changed = initial, planes, counts, changed
-        self._values: dict[str, int] = {}
-
-    def _read(self, name: str) -> int:
-        if not self._values:
-            non_finite, outside, ignored = self._counts.sum(0).tolist()
-            if outside:
-                self._refuse()
-            found = connected_components((self._planes & PREDICTION) > 0)
-            kept = near_a_point(found, self._points, self._radius, self._sizes)
-            filtered = found.mask(kept)
-            targets = connected_components(self._initial)
-            touched = torch.zeros(len(targets), dtype=torch.bool, device=filtered.device)
-            touched[targets.component[filtered.view(-1)[targets.pixels]]] = True
-            touched |= self._counts[targets.image, IGNORED] > 0
-            self._values = {
-                "pixels": int(self._changed),
-                "erased": int((~kept).sum()),
-                "retrieved": int((~touched).sum()),
-                "ignored": ignored,
-                "non_finite": non_finite,
-            }
-        return self._values[name]
-
-    @property
-    def pixels(self) -> int:
-        return self._read("pixels")
-
-    @property
-    def erased(self) -> int:
-        return self._read("erased")
-
-    @property
-    def retrieved(self) -> int:
-        return self._read("retrieved")
-
-    @property
-    def ignored(self) -> int:
-        return self._read("ignored")
-
-    @property
-    def non_finite(self) -> int:
-        return self._read("non_finite")
-
-    def __str__(self) -> str:
-        text = f"{self.pixels} pixels changed, {self.erased} components erased, {self.retrieved} targets brought back"
-        text += f", {self.ignored} predictions ignored" if self.ignored else ""
-        return text + (f", {self.non_finite} predicted pixels not finite" if self.non_finite else "")
-
-
-@dataclass(eq=False)
-class MaskLoader:
-    """Batches of a MaskUpdater's images and current masks; each pass over it is one epoch.
-
-    Crops, flips and transposes are a pure function of (seed, epoch, step): they neither use nor change torch's random
-    state. ``epoch`` counts the passes that were begun; set it to resume. Under torch.distributed every rank gets its
-    own ``batch_size`` images of each step.
-
-    Yields:
-        float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S] of 0 and 1, on the updater's device.
-    """
-
-    updater: MaskUpdater
-    batch_size: int
-    patch_size: int
-    seed: int = 0
-    epoch: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.patch_size < 1:
-            raise InputError(
-                f"loader: batch_size {self.batch_size} and patch_size {self.patch_size}; expected at least 1"
-            )
-
-    def __len__(self) -> int:
-        return -(-len(self.updater) // (self.batch_size * _position()[1]))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.epoch += 1
-        return self.steps(self.epoch - 1)
-
-    def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
-        updater, (rank, ranks) = self.updater, _position()
-        batch = self.batch_size * ranks
-        plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch)
-        plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
-        for rows in plan:
-            images, masks = cut_crops(updater.data, updater.masks, rows, self.patch_size)
-            yield images, masks.float()
-
-
-class _Head(nn.Module):
-    """A network whose output is brought to float [b, 1, h, w] by the caller's rule."""
-
-    def __init__(self, net: nn.Module, output: Output):
-        super().__init__()
-        self.net, self.output = net, output
-
-    def forward(self, images: Tensor) -> Tensor:
-        result = _single(self.net(images), self.output)
-        result = result[:, None] if result.dim() == 3 else result
-        count, _, height, width = images.shape
-        if result.dim() != 4 or result.shape[:2] != (count, 1) or result.shape[2] < height or result.shape[3] < width:
-            raise InputError(
-                f"net: expected [{count}, 1, {height}, {width}] or larger, got {list(result.shape)}; "
-                "pass output=FUNCTION that makes this of it"
-            )
-        return result
-
-
-def _single(result: Any, output: Output) -> Tensor:
-    """What a network returned, as one tensor."""
-    if callable(output):
-        result = output(result)
-    elif isinstance(result, (list, tuple)):
-        result = result[-1]
-    if not isinstance(result, Tensor):
-        raise InputError(
-            f"prediction: expected a tensor or a list of heads, got {type(result).__name__}; pass output=FUNCTION"
-        )
-    return result
-
-
-def _level(output: Output, threshold: float) -> float:
-    """The value above which a pixel is foreground."""
-    if not callable(output) and output not in ("logits", "probabilities"):
-        raise InputError(f"output {output!r}: expected logits, probabilities or a function")
-    if not 0 < threshold < 1:
-        raise InputError(f"threshold {threshold}: expected a probability between 0 and 1")
-    return math.log(threshold / (1 - threshold)) if output == "logits" else threshold
-
-
-def _position() -> tuple[int, int]:
-    """(rank, ranks) of this process."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _without_ddp(net: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, whose forward would wait for ranks that have fewer batches."""
-    inner = net
-    while not isinstance(inner, DistributedDataParallel):
-        if not hasattr(inner, "_orig_mod"):  # what torch.compile wraps
-            return net
-        inner = inner._orig_mod
-    return inner.module
-
-
-@contextmanager
-def _undisturbed(net: nn.Module, device: torch.device, ranks: int) -> Iterator[None]:
-    """Leave random state, modes, buffers and autocast (with its cache of weights) as they are."""
-    modules = list(net.modules()) if isinstance(net, nn.Module) else []
-    modes = [module.training for module in modules]
-    buffers = list(net.buffers()) if modules and ranks > 1 else []
-    own = [buffer.clone() for buffer in buffers]
-    generators = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(generators),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False, cache_enabled=False),
-    ):
-        try:
-            for buffer in buffers:
-                distributed.broadcast(buffer, 0)
-            yield
-        finally:
-            for buffer, value in zip(buffers, own, strict=True):
-                buffer.copy_(value)
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
 
 
 def _device(name: str | torch.device | None) -> torch.device:
