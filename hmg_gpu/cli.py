@@ -32,7 +32,7 @@ from .data import (
     write_mask,
 )
 from .data.images import map_files
-from .data.points import READERS
+from .data.point_formats import READERS
 from .data.prefetch import prefetch
 from .data.source import default_extent
 from .data.store import iterate_store, pack_folder

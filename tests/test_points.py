@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from refusal import refused
 
-from hmg_gpu.data import check_points, load_images, points, read_points
+from hmg_gpu.data import check_points, load_images, point_formats, points, read_points
 from hmg_gpu.errors import InputError
 
 # Two images of 20 x 30 (height x width). Points as an annotator clicks them: pixel (y, x) covers [y, y+1) x [x, x+1).
@@ -370,7 +370,7 @@ def test_no_image_in_common_is_an_error(tmp_path):
 
 def test_limits(tmp_path, monkeypatch):
     path = write_csv(tmp_path)
-    monkeypatch.setattr(points, "MAX_POINTS", 2)
+    monkeypatch.setattr(point_formats, "MAX_POINTS", 2)
     for format in WRITERS:
         folder = tmp_path / format
         folder.mkdir()
@@ -379,10 +379,10 @@ def test_limits(tmp_path, monkeypatch):
             refused(lambda path=path: read_points(path), path.name, "more than 2 points", "split")
     Image.fromarray(np.full((3, 3), 255, np.uint8)).save(tmp_path / "white.png")
     refused(lambda: read_points(tmp_path / "white.png"), "white.png", "9 point pixels")
-    monkeypatch.setattr(points, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(point_formats, "MAX_FILE_BYTES", 10)
     refused(lambda: read_points(path), path.name, "more than 10", "split")
     monkeypatch.undo()
-    monkeypatch.setattr(points, "MAX_XML_ELEMENTS", 4)
+    monkeypatch.setattr(point_formats, "MAX_XML_ELEMENTS", 4)
     refused(lambda: read_points(write_cvat(tmp_path)), "annotations.xml", "too large")
 
 
