@@ -35,7 +35,7 @@ from hmg_gpu.data import write_mask
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.drawing import draw_sheet, pick_examples
 from hmg_gpu.errors import HMGError, InputError
-from hmg_gpu.files import finite, remove_parts, write_json, write_text
+from hmg_gpu.files import append_text, finite, remove_parts, write_json, write_text
 from hmg_gpu.parallel import Team, joined, who
 from hmg_gpu.provenance import provenance
 from hmg_gpu.report import mask_table, metrics_line, peak_memory_gb
@@ -290,12 +290,7 @@ class Screen:
         self.write({name: value for name, value in event.items() if name != "masks"})
 
     def write(self, event: dict[str, Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(finite(event)) + "\n")
-        except OSError as error:
-            raise HMGError(f"{self.log}: cannot be written ({error.strerror}); free some space") from error
+        append_text(self.log, json.dumps(finite(event)) + "\n")
 
     def forget_after(self, stage: int, epoch: int) -> None:
         """Drop log lines beyond the resumed position, and a last line that a crash cut off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from bench.measure import Case, Figure
 from hmg_gpu.figures import require_matplotlib
-from hmg_gpu.files import write_beside
+from hmg_gpu.files import write_bytes
 
 HEADINGS = ("row", "median ms", "quartiles ms", "a second", "ratio", "asked", "peak MB", "x roof")
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
@@ -119,8 +120,9 @@ def plot_sweep(path: str | os.PathLike, case: Case, figures: Sequence[Figure], f
     sheet.legend(
         *axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8, columnspacing=1
     )
-    with write_beside(path) as temporary:
-        sheet.savefig(temporary, format="png")
+    content = io.BytesIO()
+    sheet.savefig(content, format="png")
+    write_bytes(path, content.getbuffer())
 
 
 def write_plots(folder: str | os.PathLike, cases: Sequence[Case], found: Mapping[str, Any]) -> list[Path]:

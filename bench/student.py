@@ -1,8 +1,8 @@
 """What decides a student's masks, measured against ground truth that no training sees: python -m bench.student
 
-For the sets of ``HMG_DATA``, their centroid and coarse points, each set alone and jointly: the teacher, the student
-by round and by seed, its masks without flips, by one network, at other thresholds, from the other kind of points, from
-points that moved, and by target size; then, for one seed, students trained with one setting changed.
+For the sets of ``HMG_DATA``, their centroid and coarse points, each set alone and jointly: the teacher, and the student
+by round and by seed. For each set alone and seed 0 also masks without flips, by one network, at other thresholds, from
+the other kind of points, from points that moved, and by target size; for one seed students with one setting changed.
 
 Every case is written to the file of ``--json`` when it ends; one that is there with the same settings is not run again.
 """

@@ -20,8 +20,8 @@ import torch
 from .data import ImageSet, find_images, load_images, load_points, read_points, store_splits
 from .data.images import map_files, read_header
 from .data.store import open_split
-from .errors import HMGError, InputError
-from .files import finite, write_text
+from .errors import InputError
+from .files import append_text, finite, write_text
 from .prediction import Images
 
 SUMMARY = "hmg.json"  # beside the masks: how they were made
@@ -163,11 +163,7 @@ class Journal:
 
     def add(self, part: int, counts: Sequence[int]) -> None:
         """Note that a part's masks are all there, with what was counted in them."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(_line(part, counts))
-        except OSError as error:
-            raise HMGError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error
+        append_text(self.path, _line(part, counts))
 
 
 def _line(part: int, counts: Sequence[int]) -> str:

@@ -166,7 +166,7 @@ def keep_previous(path: str | os.PathLike) -> None:
     path = Path(path)
     if not path.exists():
         return
-    with write_beside(path.with_name(PREVIOUS)) as temporary:
+    with write_beside(path.with_name(PREVIOUS), path.stat().st_size) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
@@ -192,7 +192,7 @@ def recover(path: str | os.PathLike) -> str | None:
         if not previous.exists():
             raise
         about = read_description(previous) or {}
-        with write_beside(path) as temporary:
+        with write_beside(path, previous.stat().st_size) as temporary:
             shutil.copyfile(previous, temporary)
         place = f"stage {about.get('stage', 0) + 1}, epoch {about.get('epoch', 0) + 1}"
         return f"{error}; it is skipped: going on from the checkpoint before it, {place}"

@@ -1,4 +1,7 @@
-"""Argument checks shared by the public functions. Shapes and types always; values only where reading them is free."""
+"""Checks of arguments that public functions and commands share.
+
+Of tensors shapes and types always; values only where reading them is free.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from .errors import InputError
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name, after trying it.
+    """The device that a command's --device names, after trying it.
 
     Raises:
         InputError: this machine or this PyTorch does not have it.
@@ -18,7 +21,7 @@ def usable_device(name: str) -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # how torch says that there is none
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device {name}: cannot be used ({reason[:120]}); try cpu") from error
+        raise InputError(f"--device {name}: cannot be used ({reason[:120]}); try cpu") from error
 
 
 def can_read(tensor: Tensor) -> bool:

@@ -19,8 +19,8 @@ from .errors import HMGError
 def write_beside(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     """Yield a temporary path in the same folder; when the block ends well, flush it and rename it to ``path``.
 
-    ``path`` holds either its old content or the whole new content, never a part. The temporary file keeps the suffix of
-    ``path`` (writers choose their format by it) and is removed when the block fails.
+    ``path`` holds either its old content or the whole new content, never a part. The temporary file is removed
+    when the block fails.
 
     Args:
         path: the file to replace or make.
@@ -40,7 +40,9 @@ def write_beside(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise HMGError(f"{path}: cannot be written ({_reason(error, path.parent, temporary, size)}") from error
+        with suppress(OSError):
+            size = max(size, temporary.stat().st_size)  # at least what was written so far
+        raise _not_written(path, size, error) from error
     finally:
         with suppress(OSError):  # already renamed, or its folder is no folder
             temporary.unlink()
@@ -62,6 +64,21 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace the text file ``path`` in one step (UTF-8)."""
     write_bytes(path, text.encode())
+
+
+def append_text(path: str | os.PathLike, text: str) -> None:
+    """Add to the end of a text file (UTF-8), which is made, with its folder, where it is missing.
+
+    Raises:
+        HMGError: as :func:`write_beside`.
+    """
+    path, content = Path(path), text.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as handle:
+            handle.write(content)
+    except OSError as error:
+        raise _not_written(path, len(content), error) from error
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -86,18 +103,16 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _reason(error: OSError, folder: Path, temporary: Path, size: int) -> str:
-    """The system's reason and the cure; on a full disk also the space needed (at least what was written so far)."""
+def _not_written(path: Path, size: int, error: OSError) -> HMGError:
+    """The system's reason and the cure; on a full disk also the space needed for so many bytes."""
     reason, cure = error.strerror or str(error), "free some space or choose another output folder"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{reason}); choose another output folder"
+        cure = "choose another output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with suppress(OSError):
-            size = max(size, temporary.stat().st_size)
-        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         need = f"it needs at least {size / 1e3:.1f} kB, " if size else ""
         reason = f"{reason}: {need}{free / 1e3:.1f} kB are free"
-    return f"{reason}); {cure}"
+    return HMGError(f"{path}: cannot be written ({reason}); {cure}")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -143,7 +143,7 @@ class Student:
         threshold = description.get("threshold")
         if type(threshold) is not float or not 0 < threshold < 1:
             raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
-        whole = all(type(extent) is int and extent > 0 for extent in extents)
+        whole = all(type(extent) is int and 0 < extent < 10**5 for extent in extents)
         if not whole or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
             raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
         tensors = read_tensors(path)

@@ -67,7 +67,7 @@ def learned_student(
     if path.exists():
         known = read_description(path) or {}
         if known.get("learned_from") == about["learned_from"]:
-            if known.get("student") != asdict(settings):
+            if known.get("student") != asdict(settings) or "extents" not in known:
                 raise InputError(
                     f"{path}: a student of the same points with other settings, or of another version, which would "
                     "make other masks; remove it to train a new one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import resource
@@ -18,7 +19,7 @@ from torch import Tensor
 from hmg_gpu import checkpoints
 from hmg_gpu.checkpoints import load_model, read_description, read_tensors, save_checkpoint
 from hmg_gpu.errors import HMGError
-from hmg_gpu.files import write_beside, write_json, write_text
+from hmg_gpu.files import append_text, write_beside, write_json, write_text
 from hmg_gpu.models import build_model
 
 DESCRIPTION = {"settings": {"model": "acm"}, "normalisation": [101.5, 34.25], "epoch": 3, "results": {"iou": 0.5}}
@@ -127,6 +128,25 @@ def test_write_beside(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and names(path.parent) == ["report.txt"]
+
+
+def test_append_text_keeps_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "log.jsonl"
+    for line in ("first\n", "Maß\n"):
+        append_text(path, line)
+    assert path.read_bytes() == "first\nMaß\n".encode()
+    with pytest.raises(HMGError, match=r"/a: cannot be written \(.*\); free some space or choose"):
+        append_text(path.parent, "a folder")
+
+
+def test_a_full_disk_is_told_with_what_is_needed_and_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    wanted = r"No space left on device: it needs at least 5\.0 kB, [\d.]+ kB are free\); free some space or choose"
+    with pytest.raises(HMGError, match=wanted):
+        write_text(tmp_path / "report.txt", "x" * 5000)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tiny import SIZES, tiny_set, write_folder
 import eval as script
 from hmg_gpu import MaskUpdater, own_masks, teaching
 from hmg_gpu import student as module
+from hmg_gpu.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.cli import main
 from hmg_gpu.crops import choose, gather, normalise, paste, stretch, unturn
 from hmg_gpu.data import ImageSet, load_folder, load_images, read_mask
@@ -508,7 +509,7 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
     learned.save(path, {"threshold": float("nan")})
     refused(lambda: Student.load(path), str(path), "its threshold is nan")
-    for extents in ([], [0], [8.0], ["8"], [True], [8, 8], [9, 8], [8, None], list(range(1, 66))):
+    for extents in ([], [0], [8.0], ["8"], [True], [8, 8], [9, 8], [8, None], [10**400], list(range(1, 66))):
         learned.save(path, {"extents": extents})
         refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "64 rising lengths")
     learned.save(path, {"extents": {"8": 24}})
@@ -569,6 +570,12 @@ def test_training_keeps_its_student_and_resumes_with_it(
     refused(
         lambda: teaching.learned_student(data, path, settings=other, extent=8, half_width=4, alpha=0.15),
         *(str(path), "with other settings", "remove it"),
+    )
+    earlier = {name: value for name, value in read_description(path).items() if name != "extents"}
+    save_checkpoint(path, read_tensors(path), earlier)
+    refused(
+        lambda: teaching.learned_student(data, path, settings=QUICK, extent=8, half_width=4, alpha=0.15),
+        *(str(path), "of another version", "remove it"),
     )
     data.points[0, 1] += 1  # other points: another student
     with pytest.raises(AssertionError, match="there already"):

@@ -59,9 +59,9 @@ def read_points(
         int64 [n, 2], rows (y, x), in the file's order, for each name (an empty array where it has no points).
 
     Raises:
-        InputError: not one of the formats, damaged, over the limits above, a number that is none, an image name met
-            twice, a point outside its image, no image in common with ``names``, a point PNG missing for one of
-            ``names``; the text names the file, the row or element and the cure.
+        InputError: not one of the formats, damaged, over the limits of ``point_formats.py``, a number that is none, an
+            image name met twice, a point outside its image, no image in common with ``names``, a point PNG missing for
+            one of ``names``; the text names the file, the row or element and the cure.
     """
     path = Path(path)
     if format is not None and format not in READERS:
