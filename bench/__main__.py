@@ -23,10 +23,10 @@ from bench.cases import CASES
 from bench.measure import exponents, faults, run_case
 from bench.show import case_table, goal_table, write_plots
 from bench.timer import copy_bandwidth
-from hmg_gpu.errors import HMGError
-from hmg_gpu.figures import require_matplotlib
-from hmg_gpu.files import write_json
-from hmg_gpu.provenance import provenance
+from hmg_gpu.common.errors import HMGError
+from hmg_gpu.common.files import write_json
+from hmg_gpu.common.provenance import provenance
+from hmg_gpu.evaluation.plots import require_matplotlib
 
 BY_NAME = {case.name: case for case in CASES}
 

@@ -18,15 +18,15 @@ from bench import peers
 from bench.measure import Case, Problem, Row, forced
 from bench.scenes import blob_scene, blobs_for, describe, points_scene, predicted_scene, training_set
 from hmg_gpu import false_alarm_filter, point_to_mask, update
-from hmg_gpu.components import connected_components
+from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import ImageSet, iterate_store, read_mask, write_mask, write_store
 from hmg_gpu.data.batches import cut_crops, draw_epoch
 from hmg_gpu.data.images import map_files
-from hmg_gpu.errors import InputError
-from hmg_gpu.losses import soft_iou_loss
-from hmg_gpu.metrics import detection_counts
+from hmg_gpu.evaluation.metrics import detection_counts
 from hmg_gpu.models import build_model
-from hmg_gpu.step import TrainingStep, in_channels_last
+from hmg_gpu.models.losses import soft_iou_loss
+from hmg_gpu.plain.components import connected_components
+from hmg_gpu.training.step import TrainingStep, in_channels_last
 
 WAYS = {  # settings of TrainingStep, and how far the first loss may lie from the bare step's, as a share
     "eager": ({}, 1e-6),

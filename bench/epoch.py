@@ -19,14 +19,15 @@ import torch
 from rich.console import Console
 
 from bench.scenes import training_set
+from hmg_gpu.common.files import write_json
+from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import ImageSet
 from hmg_gpu.data.batches import cut_crops, draw_epoch
-from hmg_gpu.files import write_json
-from hmg_gpu.losses import soft_iou_loss
 from hmg_gpu.models import build_model
-from hmg_gpu.provenance import provenance
-from hmg_gpu.step import in_channels_last
-from hmg_gpu.training import Settings, Training
+from hmg_gpu.models.losses import soft_iou_loss
+from hmg_gpu.training.loop import Training
+from hmg_gpu.training.settings import Settings
+from hmg_gpu.training.step import in_channels_last
 
 
 def main() -> int:

@@ -21,11 +21,11 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.student import POINTS, SETS, percent
+from hmg_gpu.common.files import write_json
+from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import ImageSet, load_folder
-from hmg_gpu.extent import choose_extent
-from hmg_gpu.files import write_json
-from hmg_gpu.pmg import point_to_mask
-from hmg_gpu.provenance import provenance
+from hmg_gpu.masks.extent import choose_extent
+from hmg_gpu.masks.pmg import point_to_mask
 
 EXTENTS = (7, 8, 10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 57, 67, 80)
 GROUP = 16  # images at a time

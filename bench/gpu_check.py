@@ -99,7 +99,7 @@ def check_tests(quick: bool) -> dict:
     """The kernel tests on this device, and every other test marked gpu."""
     commands = [["-m", "gpu", "tests"]]
     if not quick:
-        files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_kernels_*.py"))
+        files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
         commands.append(["-m", "not gpu", *files])
     outputs = []
     for arguments in commands:
@@ -114,7 +114,7 @@ def check_tests(quick: bool) -> dict:
 def check_synchronisation(_quick: bool) -> dict:
     """The update path under torch.cuda.set_sync_debug_mode("error")."""
     import hmg_gpu
-    from hmg_gpu.metrics import detection_counts
+    from hmg_gpu.evaluation.metrics import detection_counts
 
     prediction, initial, points = sparse_scene(16)
     images = torch.rand(prediction.shape, device="cuda")
@@ -353,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("no GPU here: nothing was run. On a machine with a CUDA or ROCm device this command checks and times it.")
         return 0
 
-    from hmg_gpu.files import write_json
+    from hmg_gpu.common.files import write_json
 
     results: dict = {"machine": machine(), "passed": {}, "results": {}}
     for check in CHECKS:

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.data import load_folder
 from hmg_gpu.data.batches import cut_crops
-from hmg_gpu.errors import HMGError, InputError
-from hmg_gpu.losses import soft_iou_loss
 from hmg_gpu.models import build_model
+from hmg_gpu.models.losses import soft_iou_loss
 
 GOAL = 0.8
 COUNT = 16

@@ -21,11 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hmg_gpu.common.files import write_json
+from hmg_gpu.common.provenance import peak_memory_gb, provenance
 from hmg_gpu.data import ImageSet, write_store
 from hmg_gpu.data.synthetic import make_split
-from hmg_gpu.files import write_json
-from hmg_gpu.provenance import provenance
-from hmg_gpu.report import peak_memory_gb
 
 SIDE, PART, MADE = 256, 256, 512  # side of a scene; scenes written at a time; scenes made before noise is added
 MILLION = 1_000_000

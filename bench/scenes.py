@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hmg_gpu import point_to_mask
-from hmg_gpu.checkpoints import load_model
 from hmg_gpu.data import NORMALISATION, ImageSet
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.data.synthetic import make_split
-from hmg_gpu.inference import predict
+from hmg_gpu.models.predict import predict
+from hmg_gpu.models.weights import load_model
 
 MOST_IMAGES = 2048  # a set is repeated up to here; more points than it then holds lie beside the real ones
 DISC = 4  # largest radius of a blob in pixels
@@ -140,7 +140,7 @@ def predicted_scene(
 
 def describe(prediction: Tensor, said: str) -> str:
     """Number and density of what is in a batch of predictions."""
-    from hmg_gpu.components import connected_components
+    from hmg_gpu.plain.components import connected_components
 
     count = len(connected_components(prediction)) / len(prediction)
     shape = " x ".join(str(side) for side in prediction.shape)

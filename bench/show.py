@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from bench.measure import Case, Figure
-from hmg_gpu.figures import require_matplotlib
-from hmg_gpu.files import write_bytes
+from hmg_gpu.common.files import write_bytes
+from hmg_gpu.evaluation.plots import require_matplotlib
 
 HEADINGS = ("row", "median ms", "quartiles ms", "a second", "ratio", "asked", "peak MB", "x roof")
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")

@@ -26,18 +26,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hmg_gpu.crops import choose, paste
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.files import write_json
+from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import ImageSet, load_folder
-from hmg_gpu.data.source import SYNTHETIC, default_extent, load_split
-from hmg_gpu.errors import InputError
-from hmg_gpu.files import write_json
-from hmg_gpu.own_masks import masks_around
-from hmg_gpu.pmg import point_to_mask
-from hmg_gpu.provenance import provenance
-from hmg_gpu.size_classes import size_classes_of
-from hmg_gpu.student import Student, StudentSettings
-from hmg_gpu.teaching import LEVELS, agreement, train_student
-from hmg_gpu.training import measure
+from hmg_gpu.data.source import SYNTHETIC, load_split
+from hmg_gpu.evaluation.metrics import measure
+from hmg_gpu.evaluation.size_classes import size_classes_of
+from hmg_gpu.masks import Pmg
+from hmg_gpu.masks.student.crops import choose, paste
+from hmg_gpu.masks.student.student import Student, StudentSettings
+from hmg_gpu.masks.student.train import LEVELS, agreement, train_student
+from hmg_gpu.masks.windows import masks_around
 
 WIDTH = 180  # columns of the tables in a file or a pipe
 SETS = ("NUAA-SIRST", "NUDT-SIRST")  # "synthetic": the scenes that come with the project
@@ -137,7 +137,8 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
     truths = [one.masks for one in sets]
     for one in sets:
         one.masks = None
-    extents = [default_extent(one.dataset) for one in sets]
+    makers = [Pmg().fit(one) for one in sets]
+    extents = [maker.extent for maker in makers]
     rounds: list[dict[str, Any]] = []
     measuring = 0.0
     start, busy = time.perf_counter(), time.process_time()
@@ -146,22 +147,22 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
         nonlocal measuring
         begun = time.perf_counter()
         rows = {}
-        for name, one, truth, extent in zip(case.sets, sets, truths, extents, strict=True):
-            masks = student.masks(one, extent=extent)
+        for name, one, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
+            masks = student.masks(one, pmg)
             known = replace(one, masks=truth)
-            like_pmg = measure(masks, replace(one, masks=pmg(one, extent)))["iou"]
+            like_pmg = measure(masks, replace(one, masks=pmg.masks(one)))["iou"]
             rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known), "like PMG": like_pmg}
         alike = agreement(student, sets, extents, [student.threshold])[0]
         rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
         measuring += time.perf_counter() - begun
 
-    student = train_student(sets, extent=extents, settings=settings, on_round=on_round)
+    student = train_student(sets, makers, settings=settings, on_round=on_round)
     seconds = {"training": time.perf_counter() - start - measuring, "process": time.process_time() - busy}
     begun = time.perf_counter()
     more = {}
-    for name, one, truth, extent in zip(case.sets, sets, truths, extents, strict=True):
+    for name, one, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
         other = None if name == SYNTHETIC else load(name, POINTS[POINTS[0] == case.points], device).points
-        more[name] = variants(student, replace(one, masks=truth), extent, case, other)
+        more[name] = variants(student, replace(one, masks=truth), pmg, case, other)
     seconds["measuring"] = measuring + time.perf_counter() - begun
     return {"rounds": rounds, "more": more, "seconds": seconds}
 
@@ -172,25 +173,25 @@ def load(name: str, points: str, device: torch.device) -> ImageSet:
     return load_folder(Path(os.environ["HMG_DATA"]) / name, "train", points=points).to(device)
 
 
-def variants(student: Student, data: ImageSet, extent: int, case: Case, other: Tensor | None) -> dict[str, Any]:
+def variants(student: Student, data: ImageSet, pmg: Pmg, case: Case, other: Tensor | None) -> dict[str, Any]:
     """The teacher, and for the plain student of one set and seed 0 IoU of masks that need no training of their own.
 
     ``other``: the other kind of points of the same targets.
     """
 
     def iou(maker: Student, one: ImageSet) -> float:
-        return measure(maker.masks(one, extent=extent), one)["iou"]
+        return measure(maker.masks(one, pmg), one)["iou"]
 
-    found: dict[str, Any] = {"teacher": measure(pmg(data, extent), data)}
+    found: dict[str, Any] = {"teacher": measure(pmg.masks(data), data)}
     if case.change or case.seed or len(case.sets) > 1:
         return found
-    soft = student.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
-    fallback, link = masks_around(data, student.settings.radius, extent=extent), student.settings.link
+    soft = student.probabilities(data.images, data.points, extent=pmg.extent, sizes=data.sizes)
+    fallback, link = masks_around(data, student.settings.radius, pmg), student.settings.link
     place = (data.points, data.images.shape, data.sizes)
     found["levels"] = {
         level: measure(paste(choose(soft, fallback, level, link), *place), data)["iou"] for level in LEVELS
     }
-    found["teacher"]["sizes"] = size_classes_of(pmg(data, extent), data)
+    found["teacher"]["sizes"] = size_classes_of(pmg.masks(data), data)
     plain = replace(student.settings, flips=False)
     found["no flips"] = iou(Student(student.networks, plain, student.threshold), data)
     found["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
@@ -200,12 +201,8 @@ def variants(student: Student, data: ImageSet, extent: int, case: Case, other: T
     found["moved"] = {}
     for pixels in (1, 2, 3, 4):
         moved = replace(data, points=move_points(data, pixels))
-        found["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg(moved, extent), moved)["iou"]}
+        found["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg.masks(moved), moved)["iou"]}
     return found
-
-
-def pmg(data: ImageSet, extent: int) -> Tensor:
-    return point_to_mask(data.images, data.points, extent=extent, sizes=data.sizes)
 
 
 def move_points(data: ImageSet, pixels: int) -> Tensor:

@@ -12,13 +12,12 @@ Batch, height, width and the number of rows of ``points`` are those of the examp
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .pmg import point_to_mask
+from hmg_gpu.common.tensors import last_head, logit
+from hmg_gpu.masks.pmg import point_to_mask
 
 
 class PointMasks(nn.Module):
@@ -26,6 +25,14 @@ class PointMasks(nn.Module):
 
     Args:
         extent, half_width, alpha: as :func:`hmg_gpu.point_to_mask`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.deployment import PointMasks
+        >>> image = torch.nn.functional.pad(torch.ones(1, 3, 3), (3, 3, 3, 3))  # 9 x 9 around a target of 3 x 3
+        >>> program = torch.export.export(PointMasks(), (image, torch.tensor([[0, 4, 4], [-1, -1, -1]])))
+        >>> program.module()(image, torch.tensor([[0, 4, 4], [-1, -1, -1]])).sum()
+        tensor(9)
     """
 
     def __init__(self, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15):
@@ -46,6 +53,15 @@ class HybridMasks(nn.Module):
         threshold: probability above which a pixel is foreground.
         radius: r of FAF in pixels.
         settings: as :class:`PointMasks`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.deployment import HybridMasks
+        >>> image = torch.zeros(1, 32, 32)
+        >>> image[0, 3:6, 3:6] = image[0, 25:30, 25:30] = 100  # a target of 9 pixels, clutter of 25
+        >>> net = torch.nn.Identity()  # stands for a network: its logits are the normalised images
+        >>> HybridMasks(net, mean=50, std=10, radius=5)(image, torch.tensor([[0, 4, 4]])).sum()
+        tensor(9)
     """
 
     def __init__(
@@ -61,13 +77,13 @@ class HybridMasks(nn.Module):
         super().__init__()
         self.net, self.initial = net.eval(), PointMasks(**settings)
         self.mean, self.std, self.radius = mean, std, radius
-        self.level = math.log(threshold / (1 - threshold))
+        self.level = logit(threshold)
 
     def forward(self, images: Tensor, points: Tensor) -> Tensor:
         """Float32 [B, H, W], H and W multiples of 32, and int64 [P, 3] (rows of -1 are ignored) -> bool [B, H, W]."""
         logits = self.net((images[:, None] - self.mean) / self.std)
-        logits = logits[-1] if isinstance(logits, (list, tuple)) else logits
-        return self.initial(images, points) | filter_by_propagation(logits[:, 0] > self.level, points, self.radius)
+        logits = last_head(logits)[:, 0]
+        return self.initial(images, points) | filter_by_propagation(logits > self.level, points, self.radius)
 
 
 def filter_by_propagation(prediction: Tensor, points: Tensor, radius: int) -> Tensor:
@@ -81,6 +97,13 @@ def filter_by_propagation(prediction: Tensor, points: Tensor, radius: int) -> Te
         prediction: bool [B, H, W].
         points: int64 [P, 3]; rows outside their image are ignored.
         radius: r in pixels.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.deployment import filter_by_propagation
+        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 0, 1]]]).bool()  # one image of one row, two components
+        >>> filter_by_propagation(prediction, torch.tensor([[0, 0, 0]]), radius=3)[0].int()
+        tensor([[1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     batch, height, width = prediction.shape
     start = torch.arange(1, height * width + 1, device=prediction.device).view(1, height, width)

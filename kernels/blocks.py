@@ -5,6 +5,14 @@ component at most and one int32 parent a block is enough: a quarter of the entri
 A plane of bytes carries the foreground as bit 1 (value 2); bit 0 belongs to the caller. Parents, and whatever
 a caller accumulates, are read and written only at blocks that hold foreground: nothing is cleared beforehand.
 
+Phases, for whoever calls. Scan and link of a tile may share a launch, since they look at nothing beyond the tile;
+between the others every program must have finished (a launch boundary, or a barrier where one program has the image).
+
+    scan_tile      reads mask, initial            writes every pixel of its tile of the plane, once
+    link_tile      reads its tile of the plane    writes the parents of its own blocks, then unions inside the tile
+    link_border    reads the plane around a tile  unions with the tiles to the left and above
+    find           reads parents                  the caller stores the root as the block's own parent
+
 Why races do no harm. ``parents[i] <= i`` always, a value ever stored there is an ancestor of i, and links only
 ever go to a smaller index. A stale read therefore gives an older ancestor, never a wrong one. A union trusts
 no read: it ends only when ``atomic_min`` returns that the entry still was a root, else it goes on with what
@@ -31,6 +39,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run on CPU tensors
 
 @triton.jit
 def foreground(plane, y, x, height, width, where):
+    # Outside the image a pixel is background, so neighbours need no special case at the border.
     inside = where & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return (tl.load(plane + y * width + x, mask=inside, other=0) & 2) != 0
 
@@ -60,6 +69,7 @@ def block_edges(
     plane, by, bx, p00, p01, p10, height, width, BORDER: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
 ):
     """Which of the blocks NW, N, NE and W each block is connected to: across the tile's border, or inside it."""
+    # The other four directions are those of the neighbours: every edge is looked at once, from its later block.
     y, x = 2 * by, 2 * bx
     top = by % (TILE_H // 2) == 0
     left = bx % (TILE_W // 2) == 0
@@ -79,15 +89,19 @@ def block_edges(
 @triton.jit
 def union(parents, a, b, active):
     """Join the sets of a and b wherever active; see the module's note on races."""
+    # Triton has no loop per lane: all go round together until the last has arrived.
     while tl.max(tl.max(active.to(tl.int32), axis=1), axis=0) > 0:
         above_a = tl.load(parents + a, mask=active, other=0)
         above_b = tl.load(parents + b, mask=active, other=0)
         arrived = active & (above_a == a) & (above_b == b)
         a = tl.where(active, above_a, a)
         b = tl.where(active, above_b, b)
-        active = active & (a != b)
+        active = active & (a != b)  # they have met: one set already
+        # The larger root goes below the smaller, whoever asks: so parents[i] <= i and no cycle can close.
         high, low = tl.maximum(a, b), tl.minimum(a, b)
         attempt = active & arrived
+        # relaxed: one entry decides, nothing else is published by it. Where another lane was first, old is the smaller
+        # parent that stood there; min has kept the lesser of both, and the loop joins it with the other.
         old = tl.atomic_min(parents + high, low, mask=attempt, sem="relaxed")
         a = tl.where(attempt, old, a)
         b = tl.where(attempt, low, b)
@@ -121,14 +135,16 @@ def link_tile(plane, parents, by, bx, p00, p01, p10, some, height, width, TILE_H
     blocks_x = (width + 1) // 2
     block = by * blocks_x + bx
     nw, n, ne, w = block_edges(plane, by, bx, p00, p01, p10, height, width, False, TILE_H, TILE_W)
-    # The first edge is taken without an atomic: each block writes only its own parent.
+    # The first edge is taken without an atomic: each block writes only its own parent. The later line wins, so the
+    # edge taken is the first there is of nw, n, ne, w.
     parent = tl.where(w, block - 1, block)
     parent = tl.where(ne, block - blocks_x + 1, parent)
     parent = tl.where(n, block - blocks_x, parent)
     parent = tl.where(nw, block - blocks_x - 1, parent)
     tl.store(parents + block, parent, mask=some)
     tl.debug_barrier()
-    # Pointer doubling: the depth of a tile's chains halves in each round.
+    # Pointer doubling: the depth of a tile's chains halves in each round. Lanes read parents that others shorten at the
+    # same time; whichever value they get is an ancestor.
     moving = some
     while tl.max(tl.max(moving.to(tl.int32), axis=1), axis=0) > 0:
         above = tl.load(parents + parent, mask=moving, other=0)
@@ -136,6 +152,7 @@ def link_tile(plane, parents, by, bx, p00, p01, p10, some, height, width, TILE_H
         parent = tl.where(moving, above, parent)
         tl.store(parents + block, parent, mask=moving)
     tl.debug_barrier()
+    # What is left are the edges after the first: never nw (all False, in the shape wanted), n only beside nw, ...
     union_edges(parents, parent, block, nw & ~nw, n & nw, ne & (nw | n), w & (nw | n | ne), blocks_x)
 
 
@@ -152,6 +169,7 @@ def link_border(plane, parents, tile, height, width, TILE_H: tl.constexpr, TILE_
 
 @triton.jit
 def all_max(x):
+    """Over both axes of a tile, as :func:`all_min` and :func:`all_sum`: one number for the program, to branch on."""
     return tl.max(tl.max(x, axis=1), axis=0)
 
 
@@ -194,6 +212,7 @@ def scan_tile(
     is_set = value.to(tl.float32) > threshold if LOGITS else value != 0
     is_set = is_set & inside & (y < rows) & (x < columns)
     bits = is_set.to(tl.uint8) * 2
+    # Initial masks count beyond the valid area too: the result is a superset of them.
     if SOFT:
         first = tl.load(initial + at, mask=inside, other=0)
         second = tl.minimum(tl.maximum(tl.where(value == value, value, 0.0), -LARGEST), LARGEST)  # as nan_to_num
@@ -206,9 +225,12 @@ def scan_tile(
     return all_max(is_set.to(tl.int32))
 
 
+# do_not_specialize: one binary for all heights. The width stays specialised: whether 16 divides it decides how wide the
+# loads of a row can be.
 @triton.jit(do_not_specialize=["height"])
 def link_border_kernel(plane, parents, filled, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
+    # An image has less than 2**31 pixels (check_plane), a batch may have more: int64 across images, int32 inside one.
     image = (tl.program_id(0) // tiles_n).to(tl.int64)
     if tl.load(filled + tl.program_id(0)) > 0:
         parents += image * (((height + 1) // 2) * ((width + 1) // 2))
@@ -219,16 +241,35 @@ def launch_options(num_warps: int, backend: str = "") -> dict[str, int]:
     """Compiler options of every launch; ``backend`` "cuda" or "hip", "" for what this torch is built for.
 
     On CUDA the bound of 128 registers also keeps ptxas from spilling for the sake of more resident programs.
+
+    Example:
+        >>> from hmg_gpu.kernels.blocks import launch_options
+        >>> launch_options(8, "cuda"), launch_options(8, "hip")
+        ({'num_warps': 8, 'num_stages': 1, 'maxnreg': 128}, {'num_warps': 8, 'num_stages': 1})
     """
     hip = backend == "hip" or (not backend and torch.version.hip is not None)
     return {"num_warps": num_warps, "num_stages": 1} | ({} if hip else {"maxnreg": MAX_REGISTERS})
 
 
 def block_count(height: int, width: int) -> int:
+    """Blocks of 2 x 2 pixels that cover an image.
+
+    Example:
+        >>> from hmg_gpu.kernels.blocks import block_count
+        >>> block_count(4, 5)
+        6
+    """
     return ((height + 1) // 2) * ((width + 1) // 2)
 
 
 def tile_count(height: int, width: int) -> int:
+    """Tiles that cover an image.
+
+    Example:
+        >>> from hmg_gpu.kernels.blocks import TILE_H, TILE_W, tile_count
+        >>> tile_count(TILE_H, TILE_W), tile_count(TILE_H + 1, TILE_W)
+        (1, 2)
+    """
     return triton.cdiv(height, TILE_H) * triton.cdiv(width, TILE_W)
 
 
@@ -245,6 +286,7 @@ def check_plane(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> N
 
 
 def check_points(points: Tensor, device: torch.device) -> None:
+    """Refuse points that are not int64 [P, 3] on the device; values are not looked at, that would synchronise."""
     if points.dtype != torch.int64 or points.ndim != 2 or points.shape[1] != 3 or points.device != device:
         raise ValueError(
             f"points: expected int64 [P, 3] rows (image, y, x) on {device}, "
@@ -253,6 +295,7 @@ def check_points(points: Tensor, device: torch.device) -> None:
 
 
 def check_sizes(sizes: Tensor | None, images: int, device: torch.device) -> None:
+    """Refuse sizes that are not int64 [B, 2] on the device; values are not looked at, the kernels bound them."""
     if sizes is None:
         return
     if sizes.dtype != torch.int64 or sizes.shape != (images, 2) or sizes.device != device:

@@ -1,10 +1,28 @@
 """Connected components with moments, and the matching behind Pd and Fa, on the device (8-connected).
 
 :func:`components` numbers components by their first pixel in raster order, as SciPy does, and sums their moments
-into a table of fixed capacity; :func:`detection_counts` equals :func:`hmg_gpu.metrics.detection_counts`. Both have
-shapes that depend on the arguments' shapes alone and a constant number of launches.
+into a table of fixed capacity; :func:`detection_counts` equals
+:func:`hmg_gpu.evaluation.metrics.detection_counts`. Both have shapes that depend on the arguments' shapes alone
+and a constant number of launches.
 
-    scan + link -> join borders -> first pixel of each root -> rank roots in raster order -> moments (and labels)
+Phases, one launch each; the union-find, and why its races do no harm, is in blocks.py:
+
+    scan_kernel         reads mask, sizes            writes plane, filled (tiles with foreground), each block's first
+                                                     pixel, parents inside the tile
+    link_border_kernel  reads plane                  unions across the tiles' borders
+    first_kernel        reads parents                writes each block's root as its parent, the component's first
+                                                     pixel at the root
+    rank_kernel         reads plane, parents, first  writes ranks at the roots, counts, the neutral start of table rows
+    moments_kernel      reads parents, ranks         adds into the table rows, writes labels
+    match_kernel        reads two tables             writes matched, targets, false-alarm pixels (detection_counts)
+
+Numbers need a pass of their own: which root comes first is known only when every root has its first pixel, that
+is at a launch boundary. One program counts through an image, since a counter that all programs raise would number
+components in the order of their arrival.
+
+Why races do no harm: the atomics are sums, minima and maxima of whole numbers, which give the same bits in any
+order, and nobody reads them before the next launch (but see first_kernel). Every other store is by the one program,
+or the one lane, that owns the place.
 """
 
 from __future__ import annotations
@@ -14,6 +32,9 @@ import struct
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from hmg_gpu.kernels import blocks
 from hmg_gpu.kernels.blocks import (
     NUM_WARPS,
     TILE_H,
@@ -29,14 +50,12 @@ from hmg_gpu.kernels.blocks import (
     scan_tile,
     valid_size,
 )
-from torch import Tensor
-
-from hmg_gpu.kernels import blocks
+from hmg_gpu.plain.matching import counts_on_host
 
 CHUNK = 4096  # pixels that the ranking looks at together
-MATCH_LANES = 256
+MATCH_LANES = 256  # predicted components that the matching looks at together
 COLUMNS = ("area", "sum_y", "sum_x", "y0", "x0", "y1", "x1")  # of the table; the box is half open
-FAR = tl.constexpr(2147483647)
+FAR = tl.constexpr(2147483647)  # beyond every pixel, block, rank and coordinate: the neutral element of minima
 
 
 @triton.jit(do_not_specialize=["height"])
@@ -59,7 +78,7 @@ def scan_kernel(
     )  # fmt: skip
     tl.store(filled + tl.program_id(0), found)
     if found > 0:
-        tl.debug_barrier()
+        tl.debug_barrier()  # blocks are laid out over the lanes otherwise than the pixels that were just written
         by, bx = block_lanes(tile, tiles_x, TILE_H, TILE_W)
         p00, p01, p10, p11 = block_pixels(plane + base, by, bx, height, width)
         some = p00 | p01 | p10 | p11
@@ -85,10 +104,11 @@ def first_kernel(plane, parents, first, filled, height, width, TILE_H: tl.conste
         block = by * blocks_x + bx
         root = find(parents, block, some)
         tl.store(parents + block, root, mask=some)
+        # The pixel may be read while another program lowers it, if this block is the root of its component.
         # Only roots are lowered by others, and a lowered value still is a pixel of the same component.
         pixel = tl.load(first + block, mask=some, other=0)
         lowest = all_min(tl.where(some, root, FAR))
-        if lowest == all_max(tl.where(some, root, -1)):
+        if lowest == all_max(tl.where(some, root, -1)):  # one component in the tile: one atomic, not one a block
             tl.atomic_min(first + lowest, all_min(tl.where(some, pixel, FAR)), sem="relaxed")
         else:
             tl.atomic_min(first + root, pixel, mask=some, sem="relaxed")
@@ -115,11 +135,13 @@ def rank_kernel(
         if tl.max(is_set.to(tl.int32), axis=0) > 0:
             block = (at // width // 2) * blocks_x + (at % width) // 2
             root = tl.load(parents + block, mask=is_set, other=0)
+            # One pixel of a component is its first: each root gets one number, from one lane.
             begins = is_set & (tl.load(first + root, mask=is_set, other=-1) == at)
             number = count + tl.cumsum(begins.to(tl.int32), axis=0) - 1
             tl.store(ranks + root, number, mask=begins)
             listed = begins & (number < capacity)
             row = table + number.to(tl.int64) * COLUMNS
+            # Begun here and not by clearing the table: with room for every component it is larger than the masks.
             zero = tl.zeros((CHUNK,), tl.int64)
             tl.store(row, zero, mask=listed)
             tl.store(row + 1, zero, mask=listed)
@@ -168,6 +190,7 @@ def moments_kernel(
         root = tl.load(parents + by * blocks_x + bx, mask=some, other=0)
         rank = tl.load(ranks + root, mask=some, other=0)
         some = some & (rank < capacity)
+        # int64: sums of coordinates pass 2**31 in a component of a few million pixels.
         bottom = p10.to(tl.int64) + p11.to(tl.int64)
         right = p01.to(tl.int64) + p11.to(tl.int64)
         area = tl.where(some, bottom + p00.to(tl.int64) + p01.to(tl.int64), 0)
@@ -208,12 +231,13 @@ def match_kernel(found, found_n, truth, truth_n, out, capacity, distance_bits, L
     centroids are multiplied by both areas, in whole numbers, and compared as float64 squares.
     """
     image = tl.program_id(0).to(tl.int64)
-    distance = distance_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    distance = distance_bits.to(tl.int64).to(tl.float64, bitcast=True)  # a double, as in the plain path
     found += image * capacity * 3
     truth += image * capacity * 3
     n, targets = tl.load(found_n + image), tl.load(truth_n + image)
     matched = 0
     row = truth
+    # What a target takes is lost for the next, so targets go one after another; candidates are looked at side by side.
     for _ in range(targets):
         area, sum_y, sum_x = tl.load(row), tl.load(row + 1), tl.load(row + 2)
         start = 0
@@ -227,9 +251,9 @@ def match_kernel(found, found_n, truth, truth_n, out, capacity, distance_bits, L
             reach = distance * (areas * area).to(tl.float64)
             close = free & (dy * dy + dx * dx < reach * reach)
             chosen = tl.min(tl.where(close, candidate, n), axis=0)
-            tl.store(rows, -areas, mask=candidate == chosen)
+            tl.store(rows, -areas, mask=close & (candidate == chosen))
             matched += tl.where(chosen < n, 1, 0)
-            start = tl.where(chosen < n, n, start + LANES)
+            start = tl.where(chosen < n, n, start + LANES)  # Triton has no break
         row += 3
         tl.debug_barrier()  # the next target must see what is taken
     lost = tl.zeros((LANES,), tl.int64)
@@ -245,7 +269,7 @@ def match_kernel(found, found_n, truth, truth_n, out, capacity, distance_bits, L
 def launch(
     mask: Tensor, sizes: Tensor | None, capacity: int, labels: Tensor | None, table: Tensor, counts: Tensor
 ) -> None:
-    """Run the five kernels; must equal ``hmg_gpu.components.connected_components``.
+    """Run the five kernels; must equal ``hmg_gpu.plain.components.connected_components``.
 
     Args:
         mask: bool [B, H, W]. sizes: int64 [B, 2] or None. capacity: rows of the table an image.
@@ -264,7 +288,7 @@ def launch(
     parents, first, ranks = (torch.empty(space, dtype=torch.int32, device=device) for _ in range(3))
     grid = (images * blocks.tile_count(height, width),)
     filled = torch.empty(grid, dtype=torch.int32, device=device)
-    limits = counts if sizes is None else sizes.contiguous()
+    limits = counts if sizes is None else sizes.contiguous()  # any tensor serves where none is read
     tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, **blocks.launch_options(NUM_WARPS)}
     columns = table.shape[2]
     with torch.cuda.device_of(mask):
@@ -284,7 +308,9 @@ def launch(
 
 
 def launch_components(mask: Tensor, sizes: Tensor | None, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`components` by the kernels."""
     labels = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)  # [B, H, W]
+    # Zeros, as callers see every row; the kernels would begin those of components alone.
     table = torch.zeros((mask.shape[0], capacity, len(COLUMNS)), dtype=torch.int64, device=mask.device)
     counts = torch.empty(mask.shape[0], dtype=torch.int32, device=mask.device)  # [B]
     if mask.numel():
@@ -293,6 +319,7 @@ def launch_components(mask: Tensor, sizes: Tensor | None, capacity: int) -> tupl
 
 
 def launch_counts(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
+    """:func:`detection_counts` by the kernels."""
     images, height, width = prediction.shape
     device = prediction.device
     capacity = blocks.block_count(height, width)  # more components than blocks cannot be
@@ -302,6 +329,7 @@ def launch_counts(prediction: Tensor, target: Tensor, sizes: Tensor | None, dist
         counts.append(torch.empty(images, dtype=torch.int32, device=device))
         launch(mask, sizes, capacity, None, tables[-1], counts[-1])
     matching = torch.empty((images, 3), dtype=torch.int64, device=device)
+    # Triton passes Python floats as float32; the bits keep the distance a double.
     (distance_bits,) = struct.unpack("<q", struct.pack("<d", distance))
     with torch.cuda.device_of(prediction):
         match_kernel[(images,)](
@@ -347,8 +375,6 @@ def components_without_triton(mask: Tensor, sizes: Tensor | None, capacity: int)
 
 def counts_without_triton(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
     """The op on CPU tensors where Triton does not interpret: the library's own CPU path."""
-    from hmg_gpu.metrics import counts_on_host
-
     return counts_on_host(prediction, target, sizes, distance)
 
 
@@ -406,6 +432,15 @@ def components(
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.components import components
+        >>> labels, counts, table = components(torch.tensor([[[1, 0, 0, 1], [0, 1, 0, 0]]]).bool())
+        >>> labels[0].tolist(), counts.tolist()
+        ([[1, 0, 0, 2], [0, 1, 0, 0]], [2])
+        >>> table[0, 0].tolist()  # area, sum_y, sum_x, y0, x0, y1, x1 of component 1
+        [2, 1, 1, 0, 0, 2, 2]
     """
     blocks.check_plane("mask", mask, (torch.bool,))
     blocks.check_sizes(sizes, mask.shape[0], mask.device)
@@ -419,10 +454,10 @@ def components(
 def detection_counts(
     prediction: Tensor, target: Tensor, *, sizes: Tensor | None = None, distance: float = 3.0
 ) -> Tensor:
-    """What IoU, Pd and Fa are made of, image by image; equals :func:`hmg_gpu.metrics.detection_counts`. No gradient.
+    """What IoU, Pd and Fa are made of, image by image; equals :func:`hmg_gpu.evaluation.metrics.detection_counts`.
 
     For each ground-truth component in raster order, the first predicted component still free whose centroid lies
-    strictly closer than ``distance`` matches and is taken (LESPS).
+    strictly closer than ``distance`` matches and is taken (LESPS). Nothing here is differentiable.
 
     Args:
         prediction, target: bool [B, H, W].
@@ -435,6 +470,14 @@ def detection_counts(
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.components import detection_counts
+        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 0, 1]]]).bool()
+        >>> target = torch.tensor([[[0, 1, 1, 0, 0, 0, 0]]]).bool()  # centroids 1 pixel apart: they match
+        >>> detection_counts(prediction, target)[0].tolist()
+        [1, 4, 1, 1, 1, 2, 7]
     """
     blocks.check_plane("prediction", prediction, (torch.bool,))
     blocks.check_plane("target", target, (torch.bool,))

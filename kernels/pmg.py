@@ -1,9 +1,21 @@
 """P2B + B2M fused (HMG Sec. 3.1): one program a point, one launch for all points.
 
-Equal to :mod:`hmg_gpu.pmg`: P2B exactly for integer intensities, B2M in the same float32 operations on the same
-float64 sums. The four search regions and the box are read from the image (the second look comes from the cache);
-masks of one image are united by plain stores of True, so overlapping points need no atomics. Compiled without
-fusing multiply and add (``enable_fp_fusion=False``), which would round differently from the torch path.
+Equal to :mod:`hmg_gpu.plain.pmg`: P2B exactly for integer intensities, B2M in the same float32 operations on the
+same float64 sums. Compiled without fusing multiply and add (``enable_fp_fusion=False``), which would round differently
+from the torch path.
+
+Phases of a program, in order:
+
+    boundary, four times   reads the image around the point        the box, written to boxes (SEARCH)
+    paint, first pass      reads the box                           minimum, maximum and sum of its five parts
+    paint, second pass     reads the box again, from the cache     stores True where P_f >= 0.5 (PAINT)
+
+The box is read twice because each pixel's score needs sigma of five parts, which need every pixel, and a box is too
+large to be held in registers meanwhile.
+
+Why races do no harm: programs only read the image, own one row of boxes each, and the one place that two of them write
+is a mask pixel where boxes overlap. Both store True there and nobody reads it, so the union needs no atomic and any
+order gives the same mask.
 """
 
 from __future__ import annotations
@@ -16,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hmg_gpu.kernels import blocks
+from hmg_gpu.plain import pmg as plain
 
 NUM_WARPS = 2
 ROWS = 4  # rows of the box looked at together
@@ -37,8 +50,10 @@ def boundary(
     vmax = tl.max(tl.where(valid, value, float("-inf")), axis=0)  # [ALONG]
     vsum = tl.sum(tl.where(valid, value, 0.0).to(tl.float64), axis=0)  # sums compare like means: equal counts
 
+    # The neighbours of a lane's value lie in other lanes.
     following = tl.gather(vmax, tl.minimum(k + 1, ALONG - 1), 0)
     difference = tl.where(k < reach, tl.abs(following - vmax), 0.0)  # D
+    # float64: sums of whole numbers are exact, so their order, which no device promises, cannot decide.
     total = tl.sum(difference.to(tl.float64), axis=0)
     transition = difference.to(tl.float64) * reach.to(tl.float64) > total  # D > mean(D)
     largest = tl.max(difference, axis=0)
@@ -72,6 +87,7 @@ def excess(value, sigma, rise, fall):
 @triton.jit
 def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
     """B2M inside one box, which holds its point."""
+    # The point's own row is kept apart from those above and below: it belongs to both parts.
     infinity = float("inf")
     c = x0 + tl.arange(0, COLUMNS)  # [C]
     in_columns = c < x1
@@ -126,6 +142,7 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
         tl.sum(tl.where(to_right, all_sum, 0.0), axis=0), (x1 - x) * height_box, centre, alpha,
     )  # fmt: skip
 
+    # All five parts are known: the second pass scores.
     start = y0
     while start < y1:
         r = start + tl.arange(0, ROWS)[:, None]
@@ -153,6 +170,8 @@ def pmg_kernel(
     ALONG: tl.constexpr, ACROSS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One point: find its box (SEARCH) or read it, then fill its mask (PAINT)."""
+    # int64 until the point is known to lie in its image: cut to int32, a coordinate far outside could come back inside.
+    # The image's start stays int64, as a batch may have 2**31 pixels or more.
     row = tl.program_id(0).to(tl.int64)
     which = tl.load(points + 3 * row)
     far_y, far_x = tl.load(points + 3 * row + 1), tl.load(points + 3 * row + 2)
@@ -179,7 +198,7 @@ def pmg_kernel(
             )
             y0, x0, y1, x1 = y - up, x - left, y + down + 1, x + right + 1
         else:
-            y0, x0, y1, x1 = y * 0, y * 0, y * 0, y * 0
+            y0, x0, y1, x1 = y * 0, y * 0, y * 0, y * 0  # both branches must give one type
         tl.store(boxes + 4 * row, y0.to(tl.int64))
         tl.store(boxes + 4 * row + 1, x0.to(tl.int64))
         tl.store(boxes + 4 * row + 2, y1.to(tl.int64))
@@ -201,7 +220,7 @@ def launch(
     images: Tensor, points: Tensor, boxes: Tensor | None, sizes: Tensor | None,
     extent: int, half_width: int, alpha: float, mask: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Run the kernel; must equal ``hmg_gpu.pmg.point_to_box`` and ``box_to_mask``.
+    """Run the kernel; must equal ``hmg_gpu.plain.pmg.point_to_box`` and ``paint``.
 
     Searches the boxes where ``boxes`` is None; fills the mask where ``mask`` is True, else returns it empty.
     """
@@ -212,7 +231,7 @@ def launch(
     plane = torch.zeros(images.shape if mask else (0,), dtype=torch.uint8, device=device)  # [B, H, W]
     if len(points) and images.numel():
         images, points = images.contiguous(), points.contiguous()
-        limits = points if sizes is None else sizes.contiguous()
+        limits = points if sizes is None else sizes.contiguous()  # any tensor serves where none is read
         # Triton passes Python floats as float32; the bits keep alpha a double.
         (alpha_bits,) = struct.unpack("<q", struct.pack("<d", alpha))
         with torch.cuda.device_of(images):
@@ -249,12 +268,10 @@ def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
     if blocks.INTERPRETED:
         found, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
     else:
-        from hmg_gpu.pmg import _paint, _point_to_box
-
-        found = _point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
+        found = plain.point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
         plane = torch.zeros((0,), dtype=torch.bool)
         if mask:
-            plane = _paint(images, points, found, extent, alpha, soft=False)
+            plane = plain.paint(images, points, found, extent, alpha, soft=False)
     return found if boxes is None else boxes.new_empty((0, 4)), plane
 
 
@@ -276,7 +293,7 @@ def _check(images: Tensor, points: Tensor, sizes: Tensor | None, extent: int, ha
 def point_to_box(
     images: Tensor, points: Tensor, *, extent: int = 25, half_width: int = 4, sizes: Tensor | None = None
 ) -> Tensor:
-    """The box around each point (HMG Sec. 3.1.1, P2B); equals :func:`hmg_gpu.pmg.point_to_box`. No gradient.
+    """The box around each point (HMG Sec. 3.1.1, P2B); equals :func:`hmg_gpu.point_to_box`. No gradient.
 
     Args:
         images: float32 or uint8 [B, H, W].
@@ -289,6 +306,14 @@ def point_to_box(
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.pmg import point_to_box
+        >>> image = torch.zeros(1, 9, 9)
+        >>> image[0, 3:6, 3:6] = 100  # a bright target of 3 x 3 pixels
+        >>> point_to_box(image, torch.tensor([[0, 4, 4]]))  # the box holds it and one pixel around it
+        tensor([[2, 2, 7, 7]])
     """
     _check(images, points, sizes, extent, half_width)
     return _pmg(images, points, None, sizes, extent, half_width, 0.0, False)[0]
@@ -296,7 +321,7 @@ def point_to_box(
 
 @torch.no_grad()
 def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 25, alpha: float = 0.15) -> Tensor:
-    """The mask inside each box (HMG Sec. 3.1.2, B2M); equals :func:`hmg_gpu.pmg.box_to_mask`. No gradient.
+    """The mask inside each box (HMG Sec. 3.1.2, B2M); equals :func:`hmg_gpu.box_to_mask`. No gradient.
 
     Args:
         images, points: as :func:`point_to_box`.
@@ -309,6 +334,19 @@ def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.pmg import box_to_mask
+        >>> image, points = torch.zeros(1, 6, 6), torch.tensor([[0, 2, 2]])
+        >>> image[0, 1:4, 1:4] = 100  # a bright target of 3 x 3 pixels
+        >>> box_to_mask(image, points, torch.tensor([[0, 0, 5, 5]]))[0].int()
+        tensor([[0, 0, 0, 0, 0, 0],
+                [0, 1, 1, 1, 0, 0],
+                [0, 1, 1, 1, 0, 0],
+                [0, 1, 1, 1, 0, 0],
+                [0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     _check(images, points, None, extent, 0)
     if boxes.dtype != torch.int64 or boxes.shape != (len(points), 4) or boxes.device != images.device:
@@ -324,12 +362,28 @@ def point_to_mask(
     images: Tensor, points: Tensor, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15,
     sizes: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """P2B and B2M in one launch (HMG Sec. 3.1, PMG); equals :func:`hmg_gpu.pmg.point_to_mask`. No gradient.
+    """P2B and B2M in one launch (HMG Sec. 3.1, PMG); equals :func:`hmg_gpu.point_to_mask`. No gradient.
 
     Args, Raises: as :func:`point_to_box` and :func:`box_to_mask`.
 
     Returns:
         bool [B, H, W], the union over the points of each image.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.pmg import point_to_mask
+        >>> image = torch.zeros(1, 9, 9)
+        >>> image[0, 3:6, 3:6] = 100  # a bright target of 3 x 3 pixels
+        >>> point_to_mask(image, torch.tensor([[0, 4, 4]]))[0].int()
+        tensor([[0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 1, 1, 1, 0, 0, 0],
+                [0, 0, 0, 1, 1, 1, 0, 0, 0],
+                [0, 0, 0, 1, 1, 1, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     _check(images, points, sizes, extent, half_width)
     return _pmg(images, points, None, sizes, extent, half_width, alpha, True)[1]

@@ -1,15 +1,31 @@
 """FAF + MDR in one pass over the prediction (HMG Sec. 3.2): label, sum, decide and unite on the device.
 
-Equal to :func:`hmg_gpu.update.update` (and, without ``initial``, to ``false_alarm_filter``), bit for bit; with a
-weight and probabilities to ``soft_update``.
+Equal to :func:`hmg_gpu.masks.update.update` (and, without ``initial``, to ``false_alarm_filter``), bit for bit;
+with a weight and probabilities to ``soft_update``.
 
 The prediction and the initial mask are streamed once. The output plane holds bit 0 = initial and
 bit 1 = prediction until the decision is made, so later phases never read the prediction again, and they visit
 only the tiles that hold foreground. Soft fusion decides bit 0 in that one pass too; bit 2 marks a prediction
 inside a box, which FAF may not touch.
 
-    image design   one launch; each program owns one image at a time, programs = min(B, workspace / image)
-    tile design    four launches over tiles x images: scan + link, join borders, sum, decide
+Phases; the union-find, and why its races do no harm, is in blocks.py:
+
+    scan      reads prediction, initial            writes out, and which tiles hold foreground; the others are final
+    link      reads out inside the tile            writes parents inside the tile, areas and sums as 0
+    border    reads out around the tile            unions across the tiles' borders
+    sum       reads out, parents                   writes each block's root as its parent, adds to the root's area, sums
+    decide    reads parents, areas, sums, points   writes out as the final mask
+
+    image design   one launch; each program owns one image at a time, programs = min(B, workspace / image);
+                   a barrier between the phases
+    tile design    four launches over tiles x images: scan + link, border, sum, decide
+
+Deciding needs a pass of its own: a component is judged by its whole area and centroid, which are complete only when
+every tile that it touches has added its part.
+
+Why races do no harm: area and sums are whole numbers, so the atomic additions give the same bits in any order and the
+decision is the same on every run; nobody reads them before the next phase. In each phase one lane of one tile at most
+writes a pixel of out, and decide, which overwrites it, looks at no pixel of another tile.
 """
 
 from __future__ import annotations
@@ -17,6 +33,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from hmg_gpu.kernels import blocks
 from hmg_gpu.kernels.blocks import (
     NUM_WARPS,
     TILE_H,
@@ -34,9 +53,8 @@ from hmg_gpu.kernels.blocks import (
     scan_tile,
     valid_size,
 )
-from torch import Tensor
-
-from hmg_gpu.kernels import blocks
+from hmg_gpu.plain.components import connected_components
+from hmg_gpu.plain.update import fuse, near_a_point
 
 # Up to this many images the tile design runs (if its workspace fits): below one image a multiprocessor the
 # image design leaves the device idle.
@@ -50,6 +68,7 @@ def start_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H:
     p00, p01, p10, p11 = block_pixels(out, by, bx, height, width)
     some = p00 | p01 | p10 | p11
     block = by * ((width + 1) // 2) + bx
+    # At every block, though only roots will be added to: which of them stay roots is not known before the borders.
     zero = tl.zeros_like(block)
     tl.store(areas + block, zero, mask=some)
     tl.store(sums + block, zero.to(sums.dtype.element_ty), mask=some)
@@ -66,7 +85,7 @@ def sum_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H: t
     block = by * ((width + 1) // 2) + bx
     root = find(parents, block, some)
     tl.store(parents + block, root, mask=some)
-    wide = sums.dtype.element_ty
+    wide = sums.dtype.element_ty  # int32 where an image's sums are proved to fit, see sum_dtype
     bottom = p10.to(tl.int32) + p11.to(tl.int32)
     right = p01.to(tl.int32) + p11.to(tl.int32)
     area = bottom + p00.to(tl.int32) + p01.to(tl.int32)
@@ -85,6 +104,7 @@ def sum_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H: t
 
 @triton.jit
 def write_pixel(out, y, x, width, keep, where):
+    # Bit 2 (soft fusion, inside a box): bit 0 is decided already and FAF's word does not count.
     at = out + y * width + x
     old = tl.load(at, mask=where, other=0)
     tl.store(at, (old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)
@@ -103,10 +123,12 @@ def decide_tile(
     area = tl.load(areas + root, mask=some, other=0).to(tl.int64)
     sum_y = tl.load(sums + root, mask=some, other=0).to(tl.int64)
     sum_x = tl.load(sums + blocks_n + root, mask=some, other=0).to(tl.int64)
+    # int64 from here on: areas times coordinates, and areas times the radius, pass 2**31.
     reach = area * radius
     keep = some & ~some
     last = tl.load(offsets + image + 1)
     row = tl.load(offsets + image)
+    # A loop over the image's points, all blocks at once: an image has few, and each is the same for every lane.
     while row < last:
         y = tl.load(points + 3 * row + 1)
         x = tl.load(points + 3 * row + 2)
@@ -148,6 +170,7 @@ def update_image_kernel(
             if some > 0:
                 tl.store(listed + found, tile)
                 found += 1
+        # Barriers order memory among the threads of this program, the only one that works on this image.
         tl.debug_barrier()
         for i in range(found):
             tile = tl.load(listed + i)
@@ -189,7 +212,7 @@ def scan_link_kernel(
     )  # fmt: skip
     tl.store(filled + tl.program_id(0), some)
     if some > 0:
-        tl.debug_barrier()
+        tl.debug_barrier()  # blocks are laid out over the lanes otherwise than the pixels that were just written
         start_tile(
             out + base, parents + image * blocks_n, areas + image * blocks_n, sums + image * 2 * blocks_n, blocks_n,
             tile, height, width, TILE_H, TILE_W,
@@ -235,6 +258,13 @@ def group_points(points: Tensor, images: int) -> tuple[Tensor, Tensor]:
     Returns:
         points int64 [P, 3] ordered by image (stable), offsets int64 [B + 1]: rows offsets[b] to offsets[b + 1] are
         image b's. Build it once, with the labels.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.update import group_points
+        >>> points, offsets = group_points(torch.tensor([[1, 2, 2], [0, 4, 4], [1, 0, 0]]), images=3)
+        >>> points.tolist(), offsets.tolist()  # image 1 has rows 1 and 2, image 2 has none
+        ([[0, 4, 4], [1, 2, 2], [1, 0, 0]], [0, 1, 3, 3])
     """
     image, order = torch.sort(points[:, 0].contiguous(), stable=True)
     numbers = torch.arange(images + 1, device=points.device)
@@ -242,18 +272,36 @@ def group_points(points: Tensor, images: int) -> tuple[Tensor, Tensor]:
 
 
 def sum_dtype(height: int, width: int) -> torch.dtype:
-    """int32 where the coordinate sum of a whole image is proved to fit, else int64."""
+    """int32 where the coordinate sum of a whole image is proved to fit, else int64.
+
+    Example:
+        >>> from hmg_gpu.kernels.update import sum_dtype
+        >>> sum_dtype(512, 512), sum_dtype(4096, 4096)
+        (torch.int32, torch.int64)
+    """
     return torch.int32 if height * width * (max(height, width) - 1) // 2 < 2**31 else torch.int64
 
 
 def image_bytes(height: int, width: int) -> int:
-    """Workspace of one image: parent, area and two sums a block, and the list of its tiles."""
+    """Workspace of one image: parent, area and two sums a block, and the list of its tiles.
+
+    Example:
+        >>> from hmg_gpu.kernels.update import image_bytes
+        >>> image_bytes(512, 512) / (512 * 512)  # bytes a pixel
+        4.001953125
+    """
     item = sum_dtype(height, width).itemsize
     return blocks.block_count(height, width) * (8 + 2 * item) + 4 * blocks.tile_count(height, width)
 
 
 def choose_design(images: int, height: int, width: int) -> str:
-    """ "tiles" for small batches whose workspace fits, else "images"; by shape alone."""
+    """ "tiles" for small batches whose workspace fits, else "images"; by shape alone.
+
+    Example:
+        >>> from hmg_gpu.kernels.update import choose_design
+        >>> choose_design(16, 512, 512), choose_design(4096, 512, 512)
+        ('tiles', 'images')
+    """
     fits = images * image_bytes(height, width) <= WORKSPACE_BYTES
     return "tiles" if images <= SMALL_BATCH and fits else "images"
 
@@ -262,7 +310,7 @@ def launch(
     prediction: Tensor, initial: Tensor | None, points: Tensor, offsets: Tensor, sizes: Tensor | None,
     radius: int, threshold: float, design: str | None = None, weight: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run the kernels; must equal ``hmg_gpu.update.update``. Arguments as :func:`update`, already checked.
+    """Run the kernels; must equal ``hmg_gpu.masks.update.update``. Arguments as :func:`update`, already checked.
 
     With ``weight`` as :func:`soft_update`: ``prediction`` and ``initial`` are float32 probabilities.
 
@@ -278,6 +326,7 @@ def launch(
         threshold = float(torch.tensor(threshold, dtype=torch.float64).to(prediction.dtype))
     prediction = prediction.contiguous() if logits else prediction.contiguous().view(torch.uint8)
     soft = weight is not None
+    # Where there is no initial mask or no sizes any tensor serves: none is read.
     start = out if initial is None else initial.contiguous() if soft else initial.contiguous().view(torch.uint8)
     limits = offsets if sizes is None else sizes.contiguous()
     points, offsets = points.contiguous(), offsets.contiguous()
@@ -323,9 +372,6 @@ def without_triton(
     radius: int, threshold: float,
 ) -> Tensor:  # fmt: skip
     """The op on CPU tensors where Triton does not interpret: the library's own CPU path."""
-    from hmg_gpu.components import connected_components
-    from hmg_gpu.update import near_a_point
-
     mask = prediction > threshold if prediction.dtype.is_floating_point else prediction
     components = connected_components(mask, sizes)
     filtered = components.mask(near_a_point(components, points, radius, sizes))
@@ -374,8 +420,6 @@ def _soft_update(
 def _(probability, initial, points, offsets, sizes, radius, threshold, weight):
     if blocks.INTERPRETED:
         return launch(probability, initial, points, offsets, sizes, radius, threshold, weight=weight)
-    from hmg_gpu.update import fuse
-
     filtered = without_triton(probability, None, points, offsets, sizes, radius, threshold)
     return fuse(probability, initial, filtered, weight)
 
@@ -414,6 +458,14 @@ def update(
     Raises:
         TypeError: a dtype other than those above.
         ValueError: shapes or devices that do not belong together, a negative radius.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.update import update
+        >>> initial = torch.tensor([[[0, 1, 0, 0, 0, 0, 0, 0]]]).bool()
+        >>> logits = torch.tensor([[[2.0, 4.0, 1.0, -9.0, -9.0, -9.0, -9.0, 3.0]]])  # a target and a false alarm
+        >>> update(logits, initial, torch.tensor([[0, 0, 1]]), radius=3)[0].int()
+        tensor([[1, 1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     blocks.check_plane("prediction", prediction, (torch.bool, torch.float32, torch.float16, torch.bfloat16))
     points, offsets = _check(prediction, initial, torch.bool, points, radius, sizes, offsets)
@@ -439,6 +491,14 @@ def soft_update(
 
     Raises:
         TypeError, ValueError: as :func:`update`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.update import soft_update
+        >>> initial = torch.tensor([[[0.9, 0.6, 0.6, 0.0, 0.0, 0.0, 0.0]]])  # a box of three pixels
+        >>> network = torch.tensor([[[0.1, 0.1, 0.9, 0.9, 0.0, 0.0, 0.9]]])  # doubts the second, sees a fourth
+        >>> soft_update(network, initial, torch.tensor([[0, 0, 0]]), radius=3)[0].int()
+        tensor([[1, 0, 1, 1, 0, 0, 0]], dtype=torch.int32)
     """
     blocks.check_plane("probability", probability, (torch.float32,))
     points, offsets = _check(probability, initial, torch.float32, points, radius, sizes, offsets)
@@ -476,5 +536,13 @@ def false_alarm_filter(
     prediction: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None,
     offsets: Tensor | None = None, threshold: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Erase the predicted components far from every point (HMG Sec. 3.2.1, FAF): :func:`update` without initial."""
+    """Erase the predicted components far from every point (HMG Sec. 3.2.1, FAF): :func:`update` without initial.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.update import false_alarm_filter
+        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 0, 1]]]).bool()  # one image of one row, two components
+        >>> false_alarm_filter(prediction, torch.tensor([[0, 0, 0]]), radius=3)[0].int()
+        tensor([[1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    """
     return update(prediction, None, points, radius=radius, sizes=sizes, offsets=offsets, threshold=threshold)

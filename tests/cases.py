@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 Points = Sequence[tuple[int, int]]
+
+
+def sweep(values: Iterable[Any], *, fast: int = 1) -> list[Any]:
+    """Values of a parameter, or tuples of several: the first few for every run, the others for the slow one."""
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=[pytest.mark.slow] if index >= fast else []) for index, row in enumerate(values)]
 
 
 # ---- from lists to the library's tensors ----------------------------------------------------------------------------

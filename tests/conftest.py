@@ -5,7 +5,7 @@ Environment:
     HMG_CHECKPOINTS  folder that holds the published LESPS weights and conformance.json
 
 Tests that need one of them skip where it is not set. Where both are set (CI), a skipped test fails the run, unless it
-is marked `gpu`.
+is marked `gpu`. A test that a `-m` expression leaves out is not skipped: it is not part of the run.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def rng() -> np.random.Generator:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped without one")
+    config.addinivalue_line("markers", "slow: left out by default")
     config.stash[SKIPPED] = []
     torch.set_num_threads(1)  # tests work on small tensors: threads that wait for each other only slow them down
 
@@ -95,8 +96,18 @@ def pytest_make_collect_report(collector: pytest.Collector):
     return report
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """A worker of pytest-xdist has ended: what it skipped counts here."""
+    stash = node.config.stash
+    stash[SKIPPED] = list(dict.fromkeys([*stash[SKIPPED], *getattr(node, "workeroutput", {}).get("skipped", ())]))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if skips_are_failures() and session.config.stash[SKIPPED] and session.exitstatus == pytest.ExitCode.OK:
+    skipped = session.config.stash[SKIPPED]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skipped"] = skipped
+    elif skips_are_failures() and skipped and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

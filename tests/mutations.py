@@ -4,281 +4,333 @@
     python -m tests.mutations kernels/    those whose name or file holds one of the words
 
 A bug is caught when a named test fails with it and passes without. The published data and weights are not used. The
-exit code is 1 when a bug survives, or when a replacement does not match exactly once.
+exit code is 1 when a bug survives, or when its place is not found exactly once.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+SOURCES = ("hmg_gpu", "kernels")
+# Nodes that can be replaced as text: every expression, and every statement without a body of its own.
+SIMPLE = (ast.expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr, ast.Raise, ast.Assert, ast.Delete)
 
 
 class Bug(NamedTuple):
-    """A text in a file, what replaces it, and the test files that should fail then (space between them)."""
+    """An expression or statement, what replaces it, and the test modules that should fail then (space between them).
+
+    Code is compared by its meaning to Python, so its file, line breaks, quotes and comments do not matter. Both folders
+    of sources are searched, or the function ``within`` alone. The code must stand there exactly once.
+    """
 
     name: str
-    file: str
     old: str
     new: str
     tests: str
+    within: str = ""
 
 
-PMG, UPDATE, COMPONENTS = "tests/test_pmg.py", "tests/test_update.py", "tests/test_components.py"
+class Place(NamedTuple):
+    """Where an expression or statement stands: bytes ``start`` to ``end`` of a file, in a function."""
+
+    path: Path
+    function: str
+    line: int
+    start: int
+    end: int
+
+
+PMG, UPDATE, COMPONENTS = "test_pmg.py", "test_update.py", "test_components.py"
+KERNELS_PMG, KERNELS_UPDATE = "test_kernels_pmg.py", "test_kernels_update.py"
+KERNELS_COMPONENTS = "test_kernels_components.py"
 BUGS = (
     # ---- point to mask ----
     Bug(
         "search strip one pixel short on one side",
-        "hmg_gpu/pmg.py",
-        "torch.arange(-half_width, half_width + 1, device",
-        "torch.arange(-half_width, half_width, device",
+        "torch.arange(-half_width, half_width + 1, device=points.device)",
+        "torch.arange(-half_width, half_width, device=points.device)",
         PMG,
     ),
     Bug(
         "boundary: < for <=",
-        "hmg_gpu/pmg.py",
-        "torch.where((vsum <= threshold) & (steps <= reach)",
-        "torch.where((vsum < threshold) & (steps <= reach)",
+        "torch.where((vsum <= threshold) & (steps <= reach), steps, extent)",
+        "torch.where((vsum < threshold) & (steps <= reach), steps, extent)",
         PMG,
     ),
     Bug(
         "transition: D >= mean for D > mean",
-        "hmg_gpu/pmg.py",
         "difference * reach.to(total.dtype) > total",
         "difference * reach.to(total.dtype) >= total",
         PMG,
     ),
     Bug(
         "box with its axes swapped",
-        "hmg_gpu/pmg.py",
         "torch.stack((y - up, x - left, y + down + 1, x + right + 1), dim=1)",
         "torch.stack((y - left, x - up, y + right + 1, x + down + 1), dim=1)",
         PMG,
     ),
     Bug(
         "box one pixel short at the right",
-        "hmg_gpu/pmg.py",
-        "y + down + 1, x + right + 1), dim=1)",
-        "y + down + 1, torch.maximum(x + right, x + 1)), dim=1)",
+        "torch.stack((y - up, x - left, y + down + 1, x + right + 1), dim=1)",
+        "torch.stack((y - up, x - left, y + down + 1, torch.maximum(x + right, x + 1)), dim=1)",
         PMG,
     ),
-    Bug(
-        "alpha swapped in sigma",
-        "hmg_gpu/pmg.py",
-        "alpha * centre + (1 - alpha) * mean",
-        "(1 - alpha) * centre + alpha * mean",
-        PMG,
-    ),
+    Bug("alpha swapped in sigma", "alpha * centre + (1 - alpha) * mean", "(1 - alpha) * centre + alpha * mean", PMG),
     Bug(
         "sigma from the window's mean, not the part's",
-        "hmg_gpu/pmg.py",
         "sums.sum(1) / (counted.sum(1) * other.sum(1))",
         "sums.sum(1) / float(counted.shape[1] * other.shape[1])",
         PMG,
     ),
     Bug(
         "mask: P > 0.5 for P >= 0.5",
-        "hmg_gpu/pmg.py",
-        "torch.where(inside & (score >= 0), position",
-        "torch.where(inside & (score > 0), position",
+        "torch.where(inside & (score >= 0), position, pixels)",
+        "torch.where(inside & (score > 0), position, pixels)",
         PMG,
     ),
     Bug(
         "the point's row belongs to the part above only",
-        "hmg_gpu/pmg.py",
         "result[:, radius] = 0.5 * (first + second)",
         "result[:, radius] = first",
         PMG,
     ),
     Bug(
         "NaN in the search region is not looked for",
-        "hmg_gpu/pmg.py",
         "flat |= ~vsum.sum(-1, keepdim=True).isfinite()",
         "flat |= flat",
-        "tests/test_numerics.py",
+        "test_numerics.py",
     ),
     # ---- updating ----
     Bug(
         "components joined by edges and one diagonal only",
-        "hmg_gpu/components.py",
-        "above + start - 1, side",
-        "above + start, side",
+        "np.searchsorted(row * spread + stop, above + start - 1, side='left')",
+        "np.searchsorted(row * spread + stop, above + start, side='left')",
         COMPONENTS,
     ),
     Bug(
         "radius measured as the crow flies",
-        "hmg_gpu/update.py",
-        "distance = (components.sum_y[component] - area * y).abs() + (components.sum_x[component] - area * x).abs()",
-        "distance = torch.hypot((components.sum_y[component] - area * y).double(), "
+        "(components.sum_y[component] - area * y).abs() + (components.sum_x[component] - area * x).abs()",
+        "torch.hypot((components.sum_y[component] - area * y).double(), "
         "(components.sum_x[component] - area * x).double())",
         UPDATE,
     ),
-    Bug("radius: < for <=", "hmg_gpu/update.py", "distance <= radius * area", "distance < radius * area", UPDATE),
-    Bug("no MDR", "hmg_gpu/update.py", "return initial | filtered", "return filtered", UPDATE),
+    Bug("radius: < for <=", "distance <= radius * area", "distance < radius * area", UPDATE),
+    Bug("no MDR", "return initial | filtered", "return filtered", UPDATE),
     Bug(
         "initial mask united with the prediction, not the filtered one",
-        "hmg_gpu/update.py",
         "retrieve_missed(initial, false_alarm_filter(prediction, points, radius=radius, sizes=sizes))",
         "retrieve_missed(initial, prediction)",
         UPDATE,
     ),
     Bug(
         "an even chance counts as foreground",
-        "hmg_gpu/updater.py",
-        "prediction = (values > level) & inside",
-        "prediction = (values >= level) & inside",
-        "tests/test_updater.py tests/test_numerics.py",
+        "(values > level) & inside",
+        "(values >= level) & inside",
+        "test_updater.py test_numerics.py",
     ),
     # ---- metrics, loss, data, training ----
     Bug(
         "Pd: <= for <",
-        "hmg_gpu/metrics.py",
-        "offset_x.double() ** 2 < (distance",
-        "offset_x.double() ** 2 <= (distance",
-        "tests/test_metrics.py",
+        "offset_y.double() ** 2 + offset_x.double() ** 2 < (distance * (area * true_area).double()) ** 2",
+        "offset_y.double() ** 2 + offset_x.double() ** 2 <= (distance * (area * true_area).double()) ** 2",
+        "test_metrics.py",
     ),
     Bug(
         "Pd: a prediction may match twice",
-        "hmg_gpu/metrics.py",
-        "if match[target] < 0 and candidate not in taken:",
-        "if match[target] < 0:",
-        "tests/test_metrics.py",
+        "match[target] < 0 and candidate not in taken",
+        "match[target] < 0",
+        "test_metrics.py",
     ),
     Bug(
         "soft-IoU: the intersection counted twice in the union",
-        "hmg_gpu/losses.py",
-        "target.sum(axes) - intersection",
-        "target.sum(axes)",
-        "tests/test_losses.py",
+        "probability.sum(axes) + target.sum(axes) - intersection",
+        "probability.sum(axes) + target.sum(axes)",
+        "test_losses.py",
     ),
     Bug(
         "crop: the mask not flipped with its image",
-        "hmg_gpu/data/batches.py",
-        "(masks.view(-1)[index] & valid)[:, None]",
-        "(masks.view(-1)[(image * height + (top + down).clamp(max=height - 1)) * width "
-        "+ (left + across).clamp(max=width - 1)] & valid)[:, None]",
-        "tests/test_batches.py",
+        "masks.view(-1)[index] & valid",
+        "masks.view(-1)[(image * height + (top + down).clamp(max=height - 1)) * width "
+        "+ (left + across).clamp(max=width - 1)] & valid",
+        "test_batches.py",
     ),
     Bug(
         "crop: never at the last position",
-        "hmg_gpu/data/batches.py",
-        "dtype=torch.float64) * (slack + 1)",
-        "dtype=torch.float64) * slack",
-        "tests/test_batches.py",
+        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (slack + 1)",
+        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * slack",
+        "test_batches.py",
     ),
     Bug(
         "cosine schedule that ends at half of its way",
-        "hmg_gpu/training.py",
-        "math.cos(math.pi * self.epoch",
-        "math.cos(0.5 * math.pi * self.epoch",
-        "tests/test_training.py",
+        "math.pi * self.epoch",
+        "0.5 * math.pi * self.epoch",
+        "test_training.py",
     ),
     # ---- kernels ----
     Bug(
         "kernel, PMG: boundary < for <=",
-        "kernels/pmg.py",
-        "tl.where((vsum <= threshold) & (k <= reach)",
-        "tl.where((vsum < threshold) & (k <= reach)",
-        "tests/test_kernels_pmg.py",
+        "tl.where((vsum <= threshold) & (k <= reach), k, ALONG)",
+        "tl.where((vsum < threshold) & (k <= reach), k, ALONG)",
+        KERNELS_PMG,
     ),
     Bug(
         "kernel, PMG: alpha swapped in sigma",
-        "kernels/pmg.py",
-        "(alpha * centre.to(tl.float64) + (1.0 - alpha) * mean)",
-        "((1.0 - alpha) * centre.to(tl.float64) + alpha * mean)",
-        "tests/test_kernels_pmg.py",
+        "alpha * centre.to(tl.float64) + (1.0 - alpha) * mean",
+        "(1.0 - alpha) * centre.to(tl.float64) + alpha * mean",
+        KERNELS_PMG,
     ),
     Bug(
         "kernel, FAF: radius < for <=",
-        "kernels/update.py",
-        "tl.abs(sum_x - area * x) <= reach",
-        "tl.abs(sum_x - area * x) < reach",
-        "tests/test_kernels_update.py",
+        "tl.abs(sum_y - area * y) + tl.abs(sum_x - area * x) <= reach",
+        "tl.abs(sum_y - area * y) + tl.abs(sum_x - area * x) < reach",
+        KERNELS_UPDATE,
     ),
     Bug(
         "kernel, MDR: initial mask forgotten where nothing is kept",
-        "kernels/update.py",
-        "tl.store(at, (old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)",
-        "tl.store(at, (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)",
-        "tests/test_kernels_update.py",
+        "(old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8)",
+        "(keep & ((old & 4) == 0)).to(tl.uint8)",
+        KERNELS_UPDATE,
     ),
     Bug(
         "kernel, soft fusion: FAF brings back inside a box what the average took away",
-        "kernels/update.py",
-        "(keep & ((old & 4) == 0))",
+        "keep & ((old & 4) == 0)",
         "keep",
-        "tests/test_kernels_update.py",
+        KERNELS_UPDATE,
     ),
     Bug(
         "student: parts of a target joined at the threshold itself",
-        "hmg_gpu/crops.py",
         "connected_components(probabilities >= link * threshold)",
         "connected_components(probabilities >= threshold)",
-        "tests/test_student.py",
+        "test_student.py",
     ),
     Bug(
         "extent: the longest hold for the first",
-        "hmg_gpu/extent.py",
-        "if hold[1] - hold[0] >= LEAST)",
-        "if hold[1] - hold[0] >= 99 * LEAST)",
-        "tests/test_extent.py",
+        "hold[1] - hold[0] >= LEAST",
+        "hold[1] - hold[0] >= 99 * LEAST",
+        "test_extent.py",
     ),
     Bug(
         "student: both networks of a pair learn from the same half",
-        "hmg_gpu/teaching.py",
-        "(order[1::2] if len(order) > 1 else order)",
+        "order[1::2] if len(order) > 1 else order",
         "order[::2]",
-        "tests/test_student.py",
+        "test_student.py",
     ),
     Bug(
         "student: networks of one extent for all sets",
-        "hmg_gpu/student.py",
-        "networks, radius = self.networks[self.nearest(extent)],",
-        "networks, radius = self.networks[max(self.networks)],",
-        "tests/test_student.py",
+        "self.networks[self.nearest(extent)]",
+        "self.networks[max(self.networks)]",
+        "test_student.py",
     ),
     Bug(
         "student: further rounds forget the extent of a set",
-        "hmg_gpu/teaching.py",
-        "masks_around(moved, radius, extent=extent,",
-        "masks_around(moved, radius, extent=25,",
-        "tests/test_student.py",
+        "masks_around(moved, radius, course.pmg, centres=data.points[:, 1:])",
+        "masks_around(moved, radius, replace(course.pmg, extent=25), centres=data.points[:, 1:])",
+        "test_student.py",
     ),
     Bug(
         "kernel, labels: the diagonal to the upper right does not join",
-        "kernels/blocks.py",
-        "ne = foreground(plane, y - 1, x + 2, height, width, in_ne)",
-        "ne = foreground(plane, y - 1, x + 2, height, width, in_ne) & False",
-        "tests/test_kernels_components.py",
+        "foreground(plane, y - 1, x + 2, height, width, in_ne)",
+        "foreground(plane, y - 1, x + 2, height, width, in_ne) & False",
+        KERNELS_COMPONENTS,
     ),
     Bug(
         "kernel, Pd: <= for <",
-        "kernels/components.py",
         "dy * dy + dx * dx < reach * reach",
         "dy * dy + dx * dx <= reach * reach",
-        "tests/test_kernels_components.py",
+        KERNELS_COMPONENTS,
     ),
 )
 
 
-def plant(bug: Bug, folder: Path) -> None:
-    """Apply the replacement in a copy of the checkout.
+# ---- places in the sources ------------------------------------------------------------------------------------------
+
+
+def find(bug: Bug, folder: Path) -> Place:
+    """Where the old code of a bug stands in a checkout.
 
     Raises:
-        ValueError: the text is not there exactly once; bring ``BUGS`` up to date.
+        ValueError: it does not stand there exactly once; says where else it stands.
     """
-    path = folder / bug.file
-    text = path.read_text(encoding="utf-8")
-    if text.count(bug.old) != 1:
-        raise ValueError(f"{bug.name}: expected the text once in {bug.file}, found it {text.count(bug.old)} times")
-    path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
+    everywhere = places(folder).get(pattern(bug.old), [])
+    found = [place for place in everywhere if not bug.within or place.function.split(".")[-1] == bug.within]
+    if len(found) == 1:
+        return found[0]
+    asked = f" in {bug.within}()" if bug.within else ""
+    stands = ", ".join(f"{place.path.relative_to(folder)}:{place.line}" for place in everywhere)
+    raise ValueError(
+        f"{bug.name}: expected the code once{asked}, found it {len(found)} times"
+        f"{f' (it stands at {stands})' if stands else ''}; bring this bug in tests/mutations.py up to date: {bug.old}"
+    )
+
+
+@cache
+def places(folder: Path) -> dict[str, list[Place]]:
+    """Every expression and simple statement in the sources of a checkout, by what it means."""
+    result: dict[str, list[Place]] = {}
+    for path in sorted(path for source in SOURCES for path in (folder / source).rglob("*.py")):
+        lines = path.read_bytes().splitlines(keepends=True)
+        starts = [0]
+        for line in lines:
+            starts.append(starts[-1] + len(line))
+        for node, function in walk(ast.parse(b"".join(lines))):
+            start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+            result.setdefault(ast.dump(node), []).append(Place(path, function, node.lineno, start, end))
+    return result
+
+
+def walk(node: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str]]:
+    """The nodes below one that can be replaced, each with the dotted name of what it is defined in."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, SIMPLE):
+            yield child, function
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from walk(child, f"{function}.{child.name}".lstrip("."))
+        else:
+            yield from walk(child, function)
+
+
+def pattern(code: str) -> str:
+    """What an expression, or a single statement, means."""
+    (statement,) = ast.parse(code).body
+    return ast.dump(statement.value if isinstance(statement, ast.Expr) else statement)
+
+
+def plant(bug: Bug, place: Place) -> None:
+    """Put the new code of a bug where its old code stands."""
+    text = place.path.read_bytes()
+    new = bug.new.encode()
+    if isinstance(ast.parse(bug.new).body[0], ast.Expr):
+        new = b"(" + new + b")"
+    place.path.write_bytes(text[: place.start] + new + text[place.end :])
+
+
+def modules(bug: Bug, folder: Path) -> list[str]:
+    """The test modules of a bug, wherever they lie under tests/.
+
+    Raises:
+        ValueError: there is none of such a name, or there are several.
+    """
+    result = []
+    for name in bug.tests.split():
+        found = [path.relative_to(folder).as_posix() for path in (folder / "tests").rglob(name)]
+        if len(found) != 1:
+            raise ValueError(f"{bug.name}: expected one {name} under tests/, found {len(found)}")
+        result += found
+    return result
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -288,16 +340,17 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def first_failure(folder: Path, tests: list[str]) -> str | None:
-    """The first test that fails there; None where all pass.
+    """The first test that fails there, slow ones included; None where all pass.
 
     Raises:
         RuntimeError: pytest ran no test to its end, for example because a test file cannot be imported.
     """
     # Without bytecode: a replacement of the same length within the same second would not be compiled anew.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("HMG_DATA", "HMG_CHECKPOINTS", "PYTEST_ADDOPTS"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *tests]
+    for name in [name for name in environment if name.startswith(("HMG_DATA", "HMG_CHECKPOINTS", "PYTEST_"))]:
+        environment.pop(name)
+    options = ["-x", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
@@ -308,19 +361,24 @@ def first_failure(folder: Path, tests: list[str]) -> str | None:
 
 
 def main(words: list[str]) -> int:
-    bugs = [bug for bug in BUGS if not words or any(word in bug.name or word in bug.file for word in words)]
-    caught = []
+    caught, tried = [], 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
         clean, planted = copy_checkout(Path(temporary) / "clean"), Path(temporary) / "planted"
         try:
-            for bug in bugs:
+            for bug in BUGS:
+                place = find(bug, clean)
+                file = place.path.relative_to(clean).as_posix()
+                if words and not any(word in bug.name or word in file for word in words):
+                    continue
                 shutil.copytree(clean, planted)
-                plant(bug, planted)
-                test = first_failure(planted, bug.tests.split())
+                plant(bug, place._replace(path=planted / file))
+                tests = modules(bug, clean)
+                test = first_failure(planted, tests)
                 shutil.rmtree(planted)
+                tried += 1
                 caught += [test] if test else []
-                outcome = f"caught by {test}" if test else f"SURVIVED {bug.tests}"
-                print(f"{bug.file}: {bug.name}: {outcome}", flush=True)
+                outcome = f"caught by {test}" if test else f"SURVIVED {' '.join(tests)}"
+                print(f"{file}: {bug.name}: {outcome}", flush=True)
             fails_anyway = first_failure(clean, sorted(set(caught))) if caught else None
         except (ValueError, RuntimeError) as error:
             print(f"mutations: {error}", file=sys.stderr)
@@ -328,8 +386,8 @@ def main(words: list[str]) -> int:
     if fails_anyway:
         print(f"mutations: {fails_anyway} fails without a bug as well", file=sys.stderr)
         return 1
-    print(f"{len(caught)} of {len(bugs)} planted bugs caught; without them the same tests pass")
-    return int(len(caught) < len(bugs) or not bugs)
+    print(f"{len(caught)} of {tried} planted bugs caught; without them the same tests pass")
+    return int(len(caught) < tried or not tried)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hmg_gpu.errors import InputError
+from hmg_gpu.common.errors import InputError
 
 
 def refused(call: Callable[[], object], *parts: str) -> None:

@@ -7,14 +7,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..checks import can_read
-from ..errors import InputError
-from .sets import ImageSet
+from hmg_gpu.common.checks import can_read
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.data.sets import ImageSet
 
 PLAN = ("image", "top", "left", "flip_rows", "flip_columns", "transpose")
 
 
-def draw_epoch(sizes: Tensor, batch_size: int, patch_size: int, *, seed: int, epoch: int) -> Tensor:
+def draw_epoch(
+    sizes: Tensor,
+    batch_size: int,
+    patch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    positive: float = 0.0,
+    points: Tensor | None = None,
+) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
     Each image comes once per epoch in random order (LESPS's data handling); the last batch is filled up from the start
@@ -25,6 +34,8 @@ def draw_epoch(sizes: Tensor, batch_size: int, patch_size: int, *, seed: int, ep
         sizes: int64 [N, 2] on the CPU, rows (height, width) in pixels.
         batch_size: B, images in a batch.
         patch_size: side of the crop in pixels.
+        positive: share of the crops that hold a point of their image, if it has any; the others lie anywhere.
+        points: int64 [P, 3] on the CPU, rows (image, y, x), sorted; for ``positive``.
 
     Returns:
         int64 [steps, B, 6] on the CPU, columns as :data:`PLAN`; steps = ceil(N / B).
@@ -37,7 +48,28 @@ def draw_epoch(sizes: Tensor, batch_size: int, patch_size: int, *, seed: int, ep
     slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
     corner = (torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (slack + 1)).long()
     flips = torch.randint(0, 2, (len(order), 3), generator=generator)
+    if positive and points is not None and len(points):
+        corner = _around_points(order, corner, slack, points, patch_size, positive, generator)
     return torch.cat((order[:, None], torch.minimum(corner, slack), flips), dim=1).view(steps, batch_size, len(PLAN))
+
+
+def _around_points(
+    order: Tensor, corner: Tensor, slack: Tensor, points: Tensor, side: int, share: float, generator: torch.Generator
+) -> Tensor:
+    """Corners of crops, a share of them moved so that they hold a random point of their image: int64 [C, 2].
+
+    Args:
+        order: int64 [C], the crops' images. corner, slack: int64 [C, 2], where they lie and the last possible corner.
+    """
+    images = torch.arange(int(order.max()) + 2)
+    offsets = torch.searchsorted(points[:, 0].contiguous(), images)
+    first, count = offsets[order], offsets[order + 1] - offsets[order]  # [C]
+    draw = torch.rand(len(order), 4, generator=generator, dtype=torch.float64)
+    row = first + torch.minimum((draw[:, 1] * count).long(), (count - 1).clamp(min=0))
+    target = points[row.clamp(max=len(points) - 1), 1:]  # [C, 2]
+    low = torch.minimum((target - side + 1).clamp(min=0), slack)
+    around = low + (draw[:, 2:] * (torch.minimum(target, slack) - low + 1)).long()
+    return torch.where(((draw[:, 0] < share) & (count > 0))[:, None], around, corner)
 
 
 def mix_seed(*parts: int) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .images import SUFFIXES, map_files, read_header, read_image, read_mask
-from .points import image_stem, read_points
-from .sets import MAX_SET_BYTES, ImageSet
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.data.images import SUFFIXES, map_files, read_header, read_image, read_mask
+from hmg_gpu.data.points.read import image_stem, read_points
+from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet
 
 NORMALISATION = {
     "NUAA-SIRST": (101.06385040283203, 34.619606018066406),
@@ -61,6 +61,19 @@ def load_folder(
     Raises:
         InputError: a missing folder, list, image or mask, a mask or point that does not fit its image, an unreadable
             file, or a set over ``MAX_SET_BYTES`` (refused before allocation); the text names the file and the cure.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from hmg_gpu.common.files import write_text
+        >>> from hmg_gpu.data import load_folder, write_mask
+        >>> with TemporaryDirectory() as root:
+        ...     for kind in ("images", "masks", "masks_centroid"):
+        ...         write_mask(f"{root}/{kind}/a.png", np.array([[0, 0, 0], [0, 1, 0]], bool))
+        ...     write_text(f"{root}/img_idx/train_TINY.txt", "a")
+        ...     data = load_folder(root, "train")
+        >>> data.dataset, data.names, data.points.tolist(), data.images[0].tolist()
+        ('TINY', ['a'], [[0, 1, 1]], [[0, 0, 0], [0, 255, 0]])
     """
     root = Path(root)
     _require_folder(root, "the data set")
@@ -101,6 +114,16 @@ def load_images(
 
     Raises:
         InputError: as :func:`load_folder`; also two images of the same stem.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from hmg_gpu.data import load_images, write_mask
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mask(f"{folder}/a.png", np.array([[0, 0, 0], [0, 1, 0]], bool))  # serves as an image here
+        ...     data = load_images(folder, points={"a": np.array([[1, 1]])})
+        >>> data.names, data.points.tolist(), data.images[0].tolist()
+        (['a'], [[0, 1, 1]], [[0, 0, 0], [0, 255, 0]])
     """
     if isinstance(folder_or_files, (str, os.PathLike)) and not Path(folder_or_files).is_file():
         paths = find_images(folder_or_files)
@@ -139,6 +162,13 @@ def load_points(points: Points, names: Sequence[str], sizes: torch.Tensor) -> to
 
     Raises:
         InputError: as :func:`read_points`.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from hmg_gpu.data import load_points
+        >>> load_points({"b": np.array([[2, 3]])}, ["a", "b"], torch.tensor([[8, 8], [8, 8]]))  # "b" is image 1
+        tensor([[1, 2, 3]])
     """
     if points is None:
         return torch.zeros(0, 3, dtype=torch.int64)
@@ -150,6 +180,16 @@ def split_names(root: str | os.PathLike) -> list[str]:
 
     Raises:
         InputError: there is none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import split_names
+        >>> with TemporaryDirectory() as root:
+        ...     Path(root, "img_idx").mkdir()
+        ...     Path(root, "img_idx", "train_TINY.txt").touch()
+        ...     split_names(root)
+        ['train']
     """
     folder = Path(root) / "img_idx"
     splits = sorted({path.name.partition("_")[0] for path in folder.glob("*_*.txt")}) if folder.is_dir() else []
@@ -163,6 +203,16 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 
     Raises:
         InputError: no such folder, or no image in it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import find_images
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.tif", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in find_images(folder)]
+        ['a.tif', 'b.png']
     """
     folder = Path(folder)
     _require_folder(folder, "the images")
@@ -251,6 +301,15 @@ def _find_points(root: Path, points: str | os.PathLike) -> Path:
         f"{root / points}: no such points folder or file; {root} has {', '.join(there) or 'none'}: "
         "name one, give a path to a points file, or pass points=None"
     )
+
+
+def find_list(root: Path, split: str, dataset: str | None = None) -> Path:
+    """The text file that lists a split of a data set.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    return _find_split(root, split, dataset)[0]
 
 
 def _find_split(root: Path, split: str, dataset: str | None) -> tuple[Path, str]:

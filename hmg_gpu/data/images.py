@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import write_bytes
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.files import write_bytes
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 FORMATS = ("PNG", "BMP", "TIFF", "JPEG")  # other decoders (some start external programs) are never tried
@@ -46,6 +46,17 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         InputError: the file is missing, empty, damaged, no image, over ``MAX_PIXELS`` by its header (refused before
             decoding), holds several pages, 16-bit colour or non-finite values; the text names the file and the cure.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from hmg_gpu.data import read_image
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 100], [200, 300]], np.uint16)).save(f"{folder}/a.png")
+        ...     read_image(f"{folder}/a.png")
+        array([[  0, 100],
+               [200, 300]], dtype=uint16)
     """
     with _open(path) as image:
         try:
@@ -71,7 +82,17 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_header(path: str | os.PathLike) -> tuple[int, int, bool]:
-    """Height, width and whether :func:`read_image` will give uint8, from the header alone. Raises as it does."""
+    """Height, width and whether :func:`read_image` will give uint8, from the header alone. Raises as it does.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from hmg_gpu.data.images import read_header
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (3, 2)).save(f"{folder}/a.png")  # width 3, height 2
+        ...     read_header(f"{folder}/a.png")
+        (2, 3, True)
+    """
     with _open(path) as image:
         return image.height, image.width, image.mode in _LUMINANCE_MODES
 
@@ -88,6 +109,15 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> n
 
     Raises:
         InputError: as :func:`read_image`, or the mask's size is not ``size`` (masks are never resized).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from hmg_gpu.data import read_mask, write_mask
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mask(f"{folder}/a.png", np.array([[False, True]]))
+        ...     read_mask(f"{folder}/a.png", size=(1, 2))
+        array([[False,  True]])
     """
     mask = binarise(read_image(path))
     if size is not None and mask.shape != tuple(size):
@@ -109,6 +139,14 @@ def binarise(values: np.ndarray) -> np.ndarray:
 
     Returns:
         bool [H, W].
+
+    Example:
+        >>> import numpy as np
+        >>> from hmg_gpu.data import binarise
+        >>> binarise(np.array([[0, 1]]))
+        array([[False,  True]])
+        >>> binarise(np.array([[1, 127, 128, 255]]))
+        array([[False, False,  True,  True]])
     """
     largest = float(values.max(initial=0))
     coding = next((maximum for maximum in MASK_CODINGS if largest <= maximum), MASK_CODINGS[-1])
@@ -120,6 +158,15 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray | Tensor) -> None:
 
     Raises:
         HMGError: the folder cannot be written; the text names the path and the reason.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from hmg_gpu.data import read_image, write_mask
+        >>> with TemporaryDirectory() as folder:
+        ...     write_mask(f"{folder}/new/a.png", torch.tensor([[False, True]]))  # makes the folder
+        ...     read_image(f"{folder}/new/a.png")
+        array([[  0, 255]], dtype=uint8)
     """
     mask = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.bool_:
@@ -130,7 +177,13 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray | Tensor) -> None:
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``map`` on a few threads, in order; Pillow decodes outside Python's lock. The first error ends the work."""
+    """``map`` on a few threads, in order; Pillow decodes outside Python's lock. The first error ends the work.
+
+    Example:
+        >>> from hmg_gpu.data.images import map_files
+        >>> list(map_files(len, ["a.png", "image.png"]))  # any function of a path; results in order
+        [5, 9]
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from pool.map(function, items)
 

@@ -25,6 +25,14 @@ class ImageSet:
         masks: bool [N, H, W], False in the padding, or None where the set has no ground truth.
         mean, std: normalisation ``(image - mean) / std`` in the images' intensities.
         dataset, split: where the set comes from; for messages, logs and tables.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.data import ImageSet
+        >>> points = torch.tensor([[0, 1, 1], [1, 2, 3]])
+        >>> data = ImageSet(["small", "large"], torch.zeros(2, 4, 6), torch.tensor([[2, 2], [4, 6]]), points)
+        >>> len(data), data.offsets.tolist()
+        (2, [0, 1, 2])
     """
 
     names: list[str]
@@ -51,6 +59,10 @@ class ImageSet:
         """``sizes`` on the CPU; known from the start where the set was read there and then moved."""
         return self.sizes.cpu()
 
+    def sample(self, points: int, pixels: int) -> ImageSet:
+        """What a maker of masks may look at before it starts: of a set in memory the whole; see ``masks.makers``."""
+        return self
+
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set with its tensors on ``device``."""
         moved = replace(
@@ -68,6 +80,14 @@ class ImageSet:
 
         Args:
             indices: int64 [M] or a sequence of M ints in 0..N-1.
+
+        Example:
+            >>> import torch
+            >>> from hmg_gpu.data import ImageSet
+            >>> points = torch.tensor([[0, 1, 1], [1, 2, 3]])
+            >>> data = ImageSet(["small", "large"], torch.zeros(2, 4, 6), torch.tensor([[2, 2], [4, 6]]), points)
+            >>> data.subset([0]).images.shape, data.subset([1]).points.tolist()
+            (torch.Size([1, 2, 2]), [[0, 2, 3]])
         """
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)  # [M]
         counts = self.offsets[index + 1] - self.offsets[index]  # [M]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
-from .folder import load_folder, split_names
-from .sets import ImageSet
-from .store import load_store, store_splits
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.data.folder import load_folder, split_names
+from hmg_gpu.data.sets import ImageSet
+from hmg_gpu.data.store import load_store, store_splits
 
 SYNTHETIC = "synthetic"
 
@@ -26,9 +26,15 @@ def load_split(
 
     Raises:
         InputError: as the readers.
+
+    Example:
+        >>> from hmg_gpu.data.source import load_split
+        >>> data = load_split("synthetic", "test")
+        >>> len(data), data.images.shape[1:], data.names[:2]
+        (48, torch.Size([128, 128]), ['test_0000', 'test_0001'])
     """
     if data == SYNTHETIC:
-        from .synthetic import make_split
+        from hmg_gpu.data.synthetic import make_split
 
         return make_split(split, points=points, seed=seed)
     path = Path(data)
@@ -41,5 +47,11 @@ def load_split(
 
 
 def default_extent(dataset: str) -> int:
-    """The paper's L_ep in pixels (HMG Sec. 4.2): 10 for NUDT-SIRST, whose scenes are crowded, 25 for any other set."""
+    """The paper's L_ep in pixels (HMG Sec. 4.2): 10 for NUDT-SIRST, whose scenes are crowded, 25 for any other set.
+
+    Example:
+        >>> from hmg_gpu.data.source import default_extent
+        >>> default_extent("NUDT-SIRST"), default_extent("NUAA-SIRST")
+        (10, 25)
+    """
     return 10 if dataset == "NUDT-SIRST" else 25

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import write_beside
-from .folder import load_folder, load_points, split_names
-from .images import MAX_PIXELS
-from .points import image_stem
-from .sets import MAX_SET_BYTES, ImageSet
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.files import write_beside
+from hmg_gpu.data.folder import load_folder, load_points, split_names
+from hmg_gpu.data.images import MAX_PIXELS
+from hmg_gpu.data.points.read import image_stem
+from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet
 
 VERSION = 1
 _MAGIC = b"hmg_gpu store"
@@ -57,6 +57,15 @@ def write_store(path: str | os.PathLike, sets: Iterable[ImageSet], points: str =
     Raises:
         InputError: no set, an empty one, an image given twice, parts of a split that are not alike or not in a row.
         HMGError: the file cannot be written; the text names it and the reason.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import store_splits, write_store
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> with TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/tiny.h5", [make_split(name, count=2, size=64) for name in ("train", "test")])
+        ...     store_splits(f"{folder}/tiny.h5")
+        {'test': ['masks_centroid'], 'train': ['masks_centroid']}
     """
     _write(path, ((one, {points: one.points}) for one in sets))
 
@@ -78,6 +87,19 @@ def pack_folder(
 
     Raises:
         InputError, HMGError: as :func:`load_folder` and :func:`write_store`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from hmg_gpu.common.files import write_text
+        >>> from hmg_gpu.data import pack_folder, store_splits, write_mask
+        >>> with TemporaryDirectory() as root:
+        ...     for kind in ("images", "masks", "masks_centroid"):
+        ...         write_mask(f"{root}/{kind}/a.png", np.array([[0, 0, 0], [0, 1, 0]], bool))
+        ...     write_text(f"{root}/img_idx/train_TINY.txt", "a")
+        ...     pack_folder(root, f"{root}/tiny.h5")
+        ...     store_splits(f"{root}/tiny.h5")
+        {'train': ['masks_centroid']}
     """
     kinds = [name for name in points if (Path(root) / name).exists()]
 
@@ -110,6 +132,15 @@ def load_store(
     Raises:
         InputError: no such file, split or points, not a store, damaged, of another version, or claims beyond the limits
             (refused before allocation); the text names the file and the cure.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import load_store, write_store
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> with TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/tiny.h5", [make_split("train", count=3, size=64)])
+        ...     load_store(f"{folder}/tiny.h5", "train", start=1).names
+        ['train_0001', 'train_0002']
     """
     with _opened(path) as file:
         reader = _Split(path, file, split, points, masks)
@@ -130,6 +161,15 @@ def iterate_store(
     """Go through one split in sets of ``batch`` images, in order, holding one of them at a time.
 
     Arguments and errors as :func:`load_store`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import iterate_store, write_store
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> with TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/tiny.h5", [make_split("train", count=3, size=64)])
+        ...     [len(part) for part in iterate_store(f"{folder}/tiny.h5", "train", batch=2)]
+        [2, 1]
     """
     if batch < 1:
         raise InputError(f"batch {batch}: expected at least 1 image")
@@ -146,13 +186,33 @@ def open_split(
     """Keep one split open for reading in parts: ``names``, ``sizes``, ``points`` and ``read(first, last)``.
 
     Arguments and errors as :func:`load_store`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data.store import open_split, write_store
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> with TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/tiny.h5", [make_split("train", count=3, size=64)])
+        ...     with open_split(f"{folder}/tiny.h5", "train") as split:
+        ...         split.names, split.read(1, 3).images.shape
+        (['train_0000', 'train_0001', 'train_0002'], torch.Size([2, 64, 64]))
     """
     with _opened(path) as file:
         yield _Split(path, file, split, points, masks)
 
 
 def store_splits(path: str | os.PathLike) -> dict[str, list[str]]:
-    """The splits of a store, each with the kinds of points that it has. Raises as :func:`load_store`."""
+    """The splits of a store, each with the kinds of points that it has. Raises as :func:`load_store`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from hmg_gpu.data import store_splits, write_store
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> with TemporaryDirectory() as folder:
+        ...     write_store(f"{folder}/tiny.h5", [make_split("test", count=1, size=64)], points="by_hand")
+        ...     store_splits(f"{folder}/tiny.h5")
+        {'test': ['by_hand']}
+    """
     with _opened(path) as file:
         groups = {split: _child(file, split, h5py.Group) for split in file}
         return {split: sorted(_child(group, "points", h5py.Group) or ()) for split, group in groups.items() if group}

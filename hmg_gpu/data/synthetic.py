@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .batches import mix_seed
-from .sets import ImageSet
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.data.batches import mix_seed
+from hmg_gpu.data.sets import ImageSet
 
 COUNTS = {"train": 96, "test": 48}
 SIZE = 128  # side of a scene in pixels
@@ -54,6 +54,15 @@ def make_scenes(
 
     Raises:
         InputError: fewer than one scene, or scenes too small for their targets.
+
+    Example:
+        >>> from hmg_gpu.data.synthetic import make_scenes
+        >>> images, masks = make_scenes(2, height=64, width=96, seed=0)
+        >>> images.shape, images.dtype, masks.dtype
+        (torch.Size([2, 64, 96]), torch.uint8, torch.bool)
+        >>> first, _ = make_scenes(1, height=64, width=96, seed=0)
+        >>> bool((first[0] == images[0]).all())  # longer sets begin with shorter ones
+        True
     """
     scenes = _make(count, height, width, seed)
     return scenes.images.to(device), scenes.masks.to(device)
@@ -83,6 +92,14 @@ def make_split(
 
     Raises:
         InputError: an unknown split or kind of points, or as :func:`make_scenes`.
+
+    Example:
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> data = make_split("test", points="masks_coarse", count=2, size=64)
+        >>> data.names
+        ['test_0000', 'test_0001']
+        >>> bool(data.masks[tuple(data.points.T)].all())  # coarse points lie on their targets
+        True
     """
     if split not in COUNTS:
         raise InputError(f"synthetic: no split {split!r}; take one of {', '.join(COUNTS)}")

@@ -1,17 +1,44 @@
-"""The two networks of the paper (HMG Sec. 4): parameter names of the published weights, logits as output."""
+"""Networks: float images [B, 1, H, W], normalised, to logits of that shape, or a tuple of heads, the last the best.
+
+To add one, write a file and a line in NETWORKS; or give ``--model FILE.py:Class`` and change nothing here.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .acm import ACM
-from .dnanet import DNANet
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.models.acm import ACM
+from hmg_gpu.models.alcnet import ALCNet
+from hmg_gpu.models.custom import is_custom, load_custom, split_name
+from hmg_gpu.models.dnanet import DNANet
+from hmg_gpu.models.unet import UNet
 
-NETWORKS = {"acm": ACM, "dnanet": DNANet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "acm": ACM,  # the paper's light network; a quarter of the resolution
+    "alcnet": ALCNet,  # the third network of LESPS; half of the resolution
+    "dnanet": DNANet,  # the paper's default; full resolution, for GPUs
+    "unet": UNet,  # ours; full resolution, light enough for a CPU
+}
+MODEL_HELP = f"{', '.join(NETWORKS)}, or FILE.py:Class, a module of your own that gives logits"
 
-__all__ = ["ACM", "NETWORKS", "DNANet", "build_model"]
+__all__ = ["ACM", "MODEL_HELP", "NETWORKS", "ALCNet", "DNANet", "UNet", "build_model", "check_model"]
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that :func:`build_model` does not know.
+
+    Raises:
+        InputError: no such network, or no such file.
+
+    Example:
+        >>> check_model("dnanet")
+    """
+    if is_custom(name):
+        split_name(name)
+    elif name not in NETWORKS:
+        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(NETWORKS)}, or FILE.py:Class")
 
 
 def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
@@ -25,7 +52,8 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
         first probability ~ sigmoid(output_bias);   sigmoid(-4) = 0.018
 
     Args:
-        name: "acm" or "dnanet".
+        name: a key of ``NETWORKS``, or "FILE.py:Class": a module of your own that is built without arguments. Its code
+            is run. It may have ``output_convolutions()``, a list of its last layers, whose bias is then set.
         output_bias: logit that fills the bias of every output convolution; None keeps PyTorch's initialisation.
 
     Returns:
@@ -33,12 +61,16 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
         (DNANet in training mode: a tuple of its four heads' logits). ``logits > 0`` is the prediction.
 
     Raises:
-        InputError: the name is unknown; the message lists the choices.
+        InputError: the name is unknown (the message lists the choices), or a module of your own does not fit.
+
+    Example:
+        >>> network = build_model("unet").eval()
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 1, 64, 64])
     """
-    if name not in NETWORKS:
-        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(NETWORKS)}")
-    network = NETWORKS[name]()
-    if output_bias is not None:
+    check_model(name)
+    network = load_custom(name) if is_custom(name) else NETWORKS[name]()
+    if output_bias is not None and hasattr(network, "output_convolutions"):
         for convolution in network.output_convolutions():
             nn.init.constant_(convolution.bias, output_bias)
             _mix_signs(convolution.weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from hmg_gpu.common.errors import InputError
 
 MOMENTUM = 0.9  # LESPS's batch norms outside the residual blocks: the running statistics follow the last few batches
 
@@ -21,6 +21,15 @@ def check_images(images: Tensor) -> None:
 
     Raises:
         InputError: not [B, 1, H, W], or H or W is no multiple of 16; pad bottom and right with zeros.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.acm import check_images
+        >>> check_images(torch.zeros(1, 1, 32, 48))
+        >>> check_images(torch.zeros(1, 1, 30, 48))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        hmg_gpu.common.errors.InputError: image sides must be multiples of 16, got 30 x 48; ...
     """
     if images.ndim != 4 or images.shape[1] != 1:
         raise InputError(f"images must be [B, 1, H, W], got {list(images.shape)}; add the channel with images[:, None]")
@@ -31,8 +40,26 @@ def check_images(images: Tensor) -> None:
         )
 
 
+def check_batch(network: nn.Module, images: Tensor) -> None:
+    """Refuse a training batch of one image: batch norm of globally pooled maps needs two.
+
+    Raises:
+        InputError: the network is in training mode and the batch has one image.
+    """
+    if network.training and images.shape[0] < 2:
+        name = type(network).__name__
+        raise InputError(f"{name} trains on batches of at least 2 images (batch norm of globally pooled maps), got 1")
+
+
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity, or beside a strided 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions beside an identity, or beside a strided 1x1 projection where the shape changes.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.acm import ResidualBlock
+        >>> ResidualBlock(8, 16, stride=2)(torch.zeros(1, 8, 32, 32)).shape
+        torch.Size([1, 16, 16, 16])
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -56,6 +83,13 @@ class BidirectionalFusion(nn.Module):
     """Asymmetric channel modulation: the deep map weighs the shallow one by channel, and is weighed by it per pixel.
 
     fused = post(2 * low * topdown(high) + 2 * high * bottomup(low))
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.acm import BidirectionalFusion
+        >>> high = low = torch.zeros(2, 16, 8, 8)
+        >>> BidirectionalFusion(16)(high, low).shape
+        torch.Size([2, 16, 8, 8])
     """
 
     def __init__(self, channels: int) -> None:
@@ -72,7 +106,14 @@ class BidirectionalFusion(nn.Module):
 
 
 class Head(nn.Module):
-    """A 3x3 convolution to a quarter of the channels, dropout, and the output convolution."""
+    """A 3x3 convolution to a quarter of the channels, dropout, and the output convolution.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.acm import Head
+        >>> Head(16)(torch.zeros(1, 16, 8, 8)).shape
+        torch.Size([1, 1, 8, 8])
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,35 +139,38 @@ class ACM(nn.Module):
 
     Returns (forward):
         logits [B, 1, H, W]; ``logits > 0`` is the prediction.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models import ACM
+        >>> net = ACM().eval()
+        >>> net(torch.zeros(1, 1, 32, 48)).shape
+        torch.Size([1, 1, 32, 48])
+        >>> sum(weight.numel() for weight in net.parameters())
+        397823
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.BatchNorm2d(1, momentum=MOMENTUM),
-            *_convolve(1, 8, stride=2),
-            *_convolve(8, 8),
-            *_convolve(8, 16),
-            nn.MaxPool2d(3, 2, 1),
-        )
-        self.layer1 = _stage(16, 16)
-        self.layer2 = _stage(16, 32, stride=2)
-        self.layer3 = _stage(32, 64, stride=2)
+        self.stem = quarter_stem()
+        self.layer1 = stage(16, 16)
+        self.layer2 = stage(16, 32, stride=2)
+        self.layer3 = stage(32, 64, stride=2)
         self.deconv2 = nn.ConvTranspose2d(64, 32, 4, 2, 1)
-        self.uplayer2 = _stage(32, 32)
+        self.uplayer2 = stage(32, 32)
         self.fuse2 = BidirectionalFusion(32)
         self.deconv1 = nn.ConvTranspose2d(32, 16, 4, 2, 1)
-        self.uplayer1 = _stage(16, 16)
+        self.uplayer1 = stage(16, 16)
         self.fuse1 = BidirectionalFusion(16)
         self.head = Head(16)
 
     def output_convolutions(self) -> list[nn.Conv2d]:
+        """The convolutions that give logits, whose bias is the network's prior; see ``build_model``."""
         return [self.head.block[-1]]
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images)
-        if self.training and images.shape[0] < 2:
-            raise InputError("ACM trains on batches of at least 2 images (batch norm of globally pooled maps), got 1")
+        check_batch(self, images)
         c1 = self.layer1(self.stem(images))  # [B, 16, H/4, W/4]
         c2 = self.layer2(c1)  # [B, 32, H/8, W/8]
         c3 = self.layer3(c2)  # [B, 64, H/16, W/16]
@@ -154,9 +198,18 @@ def _attention(channels: int, narrow: int) -> list[nn.Module]:
     ]
 
 
-def _stage(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
+def stage(channels_in: int, channels: int, stride: int = 1, blocks: int = 3) -> nn.Sequential:
+    """Residual blocks, of which the first changes shape."""
+    first = ResidualBlock(channels_in, channels, stride)
+    return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(blocks - 1)))
+
+
+def quarter_stem() -> nn.Sequential:
+    """Image [B, 1, H, W] to 16 channels at a quarter of the resolution."""
     return nn.Sequential(
-        ResidualBlock(channels_in, channels, stride),
-        ResidualBlock(channels, channels),
-        ResidualBlock(channels, channels),
+        nn.BatchNorm2d(1, momentum=MOMENTUM),
+        *_convolve(1, 8, stride=2),
+        *_convolve(8, 8),
+        *_convolve(8, 16),
+        nn.MaxPool2d(3, 2, 1),
     )

@@ -6,13 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .acm import check_images
+from hmg_gpu.models.acm import check_images
 
 WIDTHS = (16, 32, 64, 128, 256)  # channels by level; level i has 1 / 2^i of the resolution
 
 
 class ChannelAttention(nn.Module):
-    """One weight per channel from the mean and the maximum over the image, through a shared two-layer bottleneck."""
+    """One weight per channel from the mean and the maximum over the image, through a shared two-layer bottleneck.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.dnanet import ChannelAttention
+        >>> ChannelAttention(16)(torch.zeros(1, 16, 8, 8)).shape  # one weight a channel
+        torch.Size([1, 16, 1, 1])
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +34,14 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """One weight per pixel from the mean and the maximum over the channels."""
+    """One weight per pixel from the mean and the maximum over the channels.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.dnanet import SpatialAttention
+        >>> SpatialAttention()(torch.zeros(1, 16, 8, 8)).shape  # one weight a pixel
+        torch.Size([1, 1, 8, 8])
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +52,14 @@ class SpatialAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Residual block with channel, then spatial attention before the sum."""
+    """Residual block with channel, then spatial attention before the sum.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models.dnanet import AttentionBlock
+        >>> AttentionBlock(1, 16)(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 16, 8, 8])
+    """
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -73,6 +94,17 @@ class DNANet(nn.Module):
 
     Returns (forward):
         logits [B, 1, H, W] of head 3, or a tuple of the four heads' logits in the order above.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.models import DNANet
+        >>> net = DNANet().eval()
+        >>> net(torch.zeros(1, 1, 16, 32)).shape
+        torch.Size([1, 1, 16, 32])
+        >>> len(net(torch.zeros(1, 1, 16, 32), heads=True))
+        4
+        >>> sum(weight.numel() for weight in net.parameters())
+        4696568
     """
 
     def __init__(self) -> None:
@@ -89,6 +121,7 @@ class DNANet(nn.Module):
         self.final4 = nn.Conv2d(WIDTHS[0], 1, 1)
 
     def output_convolutions(self) -> list[nn.Conv2d]:
+        """The convolutions that give logits, whose bias is the network's prior; see ``build_model``."""
         return [self.final1, self.final2, self.final3, self.final4]
 
     def forward(self, images: Tensor, heads: bool | None = None) -> Tensor | tuple[Tensor, ...]:

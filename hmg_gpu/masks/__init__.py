@@ -1,0 +1,89 @@
+"""HMG Sec. 3: points to masks, and masks corrected by a network's predictions.
+
+pmg.py and update.py are the paper's two steps as functions on tensors. A *maker* makes the initial masks of a set, a
+*rule* corrects them: each is a small frozen dataclass, and every command and MaskUpdater take every one of them. To add
+one, write a file in makers/ or rules/ and a line in one of these two dicts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.masks.makers.folder import Folder
+from hmg_gpu.masks.makers.learned import Learned
+from hmg_gpu.masks.makers.maker import Maker
+from hmg_gpu.masks.makers.pmg import Pmg
+from hmg_gpu.masks.rules.rule import Evidence, Rule
+from hmg_gpu.masks.rules.soft import Soft
+from hmg_gpu.masks.rules.union import Union
+
+MAKERS: dict[str, type[Maker]] = {
+    "pmg": Pmg,  # the paper's (Sec. 3.1)
+    "learned": Learned,  # by a student that learns from PMG's masks
+    "folder": Folder,  # of any system, read from files
+}
+RULES: dict[str, type[Rule]] = {
+    "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
+    "soft": Soft,  # by the probabilities of both
+}
+MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png"
+
+__all__ = [
+    "MAKERS",
+    "MASKS_HELP",
+    "RULES",
+    "Evidence",
+    "Folder",
+    "Learned",
+    "Maker",
+    "Pmg",
+    "Rule",
+    "Soft",
+    "Union",
+    "make_maker",
+    "make_rule",
+]
+
+
+def make_maker(text: str | Maker, **given: Any) -> Maker:
+    """A maker from its name, as ``--masks`` takes it.
+
+    Args:
+        text: NAME, or NAME:ARGUMENT such as ``learned:student.safetensors``, ``folder:masks_com``,
+            ``pmg:extent=10,alpha=0.2``; or a maker, which comes back as it is.
+        given: values for fields of the maker, as far as it has them: ``pmg``, ``seed``, ``extent`` ...
+
+    Raises:
+        InputError: no such maker, or not with this argument.
+
+    Example:
+        >>> make_maker("pmg:extent=10")
+        Pmg(extent=10, half_width=4, alpha=0.15, directional=True)
+    """
+    if isinstance(text, Maker):
+        return text
+    name, _, argument = text.partition(":")
+    if name not in MAKERS:
+        raise InputError(f"masks {text!r}: expected one of {', '.join(MAKERS)}, or NAME:ARGUMENT")
+    pmg = given.get("pmg")
+    if isinstance(pmg, Pmg) and MAKERS[name] is Pmg:
+        given = {key: getattr(pmg, key) for key in pmg.settings()} | given
+    return MAKERS[name].from_text(argument, **given)
+
+
+def make_rule(text: str | Rule, *, radius: int = 30) -> Rule:
+    """A rule from its name, as ``--rule`` takes it; a rule comes back as it is.
+
+    Raises:
+        InputError: no such rule, or a setting out of its range.
+
+    Example:
+        >>> make_rule("union", radius=20)
+        Union(radius=20)
+    """
+    if isinstance(text, Rule):
+        return text
+    if text not in RULES:
+        raise InputError(f"rule {text!r}: expected one of {', '.join(RULES)}")
+    return RULES[text](radius=radius)

@@ -1,0 +1,1 @@
+"""One file for everything that corrects masks; :data:`hmg_gpu.masks.RULES` lists them."""

@@ -1,0 +1,281 @@
+"""Masks by a small network that learns from PMG's masks of the same points (beyond the paper; no ground truth).
+
+PMG's errors differ from target to target, what it gets right repeats. A network that sees crops around all points of a
+set, with PMG's masks to learn from, keeps what repeats: the student becomes better than its teacher.
+
+    points --PMG--> one mask a point --train--> student --crop around each point--> probabilities --> masks
+                                       ^                                                              |
+                                       '---- PMG from the centroids of the masks (further rounds) ----'
+
+A student has two pairs of networks. Each of a pair is taught by half of the points, so that the other never saw PMG's
+error on a target; the second pair, of other halves, makes the mean steadier. PMG errs by leaving pixels out (its box
+can only cut), so the threshold of the probabilities lies low, where PMG's alpha lies by default: the share of the
+contrast at which PMG lets a target begin. README shows others and what that is worth.
+
+Sets that are taught together may want masks of different extent: each extent has a normalisation of its own, and layers
+from where the network is coarsest; the convolutions before are shared. Here are the settings and what a trained student
+does; ``train.py`` trains it, ``crops.py`` has the geometry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.provenance import provenance
+from hmg_gpu.data.sets import ImageSet
+from hmg_gpu.masks.makers.pmg import Pmg
+from hmg_gpu.masks.student.crops import (
+    choose,
+    full_sizes,
+    gather,
+    normalise,
+    own_pixels,
+    paste,
+    stretch,
+    unturn,
+    window_positions,
+)
+from hmg_gpu.masks.student.network import CropNet
+from hmg_gpu.masks.windows import masks_around
+from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
+
+GROUP = 4096  # points whose masks are held at a time
+NETS = 256  # crops at a time through a network that does not train
+EXTENTS = 64  # that one student may have learned from
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """Everything that decides a student, beside the data. Lengths in pixels.
+
+    The paper has no such step.
+    """
+
+    crop: int = 48  # S, side of the crop, a multiple of 4
+    shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
+    steps: int = 400  # of each network in each round; for every further set as many again
+    batch_size: int = 64  # crops; sets that are taught together have equal parts of it
+    learning_rate: float = 4e-3  # AdamW, one cycle
+    weight_decay: float = 1e-2
+    cross_entropy: float = 0.2  # weight beside soft-IoU
+    averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
+    flips: bool = True  # average the eight flips and transposes of a crop when predicting
+    rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
+    members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
+    threshold: float = 0.15  # of the probabilities; 0: where the members agree best, of 0.1, 0.15 .. 0.5
+    link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"crop": 16, "shift": 0, "steps": 1, "batch_size": 2, "rounds": 1, "members": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least {bound}")
+        for name, bound in {"crop": 256, "members": 100}.items():  # a file may claim anything
+            if getattr(self, name) > bound:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at most {bound}")
+        if self.crop % 4:
+            raise InputError(f"crop = {self.crop}: expected a multiple of 4, as the network halves it twice")
+        for name in ("averaging", "threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: expected a number from 0 up to 1")
+        if not 0 < self.link <= 1:
+            raise InputError(f"link = {self.link}: expected a number above 0 and up to 1")
+
+    @property
+    def radius(self) -> int:
+        """How far a mask can reach from its point: every view of a crop has the pixels up to here."""
+        return self.crop // 2 - 1
+
+
+class Student:
+    """Trained networks and what they were trained with; makes masks of any points without further training.
+
+    Args:
+        networks: for each extent (L_ep in pixels) of the masks that they learned from, one for each member; on one
+            device.
+        settings: as trained.
+        threshold: of the probabilities, in (0, 1); None: the settings', or 0.5 where they leave it open.
+    """
+
+    def __init__(
+        self, networks: Mapping[int, Sequence[CropNet]], settings: StudentSettings, threshold: float | None = None
+    ):
+        self.networks = {extent: [network.eval() for network in networks[extent]] for extent in sorted(networks)}
+        self.settings = settings
+        self.threshold = threshold or settings.threshold or 0.5
+
+    def nearest(self, extent: int) -> int:
+        """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
+        return min(self.networks, key=lambda known: abs(known - extent))
+
+    def to(self, device: str | torch.device) -> Student:
+        """The student with its networks moved to a device."""
+        for network in (network for family in self.networks.values() for network in family):
+            network.to(device)
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides its masks: weights, settings and threshold."""
+        text = json.dumps([asdict(self.settings), [*self.networks], self.threshold])
+        found = hashlib.sha256(text.encode())
+        for network in (network for family in self.networks.values() for network in family):
+            for value in network.state_dict().values():
+                found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def member(self, number: int) -> Student:
+        """One of its networks alone."""
+        networks = {extent: [found[number]] for extent, found in self.networks.items()}
+        return Student(networks, replace(self.settings, members=1), self.threshold)
+
+    def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
+        """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
+        tensors = {
+            f"{_prefix(extent, number)}{name}": value.clone()  # extents share weights, the file's tensors may not
+            for extent, networks in self.networks.items()
+            for number, network in enumerate(networks)
+            for name, value in network.state_dict().items()
+        }
+        description = {"student": asdict(self.settings), "extents": [*self.networks], "threshold": self.threshold}
+        save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> Student:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is missing or damaged, or holds no student; nothing of it is ever run.
+        """
+        description = read_description(path) or {}
+        values, extents = description.get("student"), description.get("extents")
+        known = {field.name for field in fields(StudentSettings)}
+        if not isinstance(values, dict) or values.keys() != known or not isinstance(extents, list):
+            raise InputError(f"{path}: holds no student of this version; make one with hmg-gpu masks --masks learned")
+        kinds = {field.name: type(field.default) for field in fields(StudentSettings)}
+        for name, value in values.items():
+            if type(value) is not kinds[name]:
+                raise InputError(f"{path}: its setting {name} is {value!r}, expected {kinds[name].__name__}")
+        settings = StudentSettings(**values)
+        threshold = description.get("threshold")
+        if type(threshold) is not float or not 0 < threshold < 1:
+            raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
+        whole = all(type(extent) is int and 0 < extent < 10**5 for extent in extents)
+        if not whole or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
+            raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
+        tensors = read_tensors(path)
+        networks: dict[int, list[CropNet]] = {}
+        for extent in extents:
+            networks[extent] = []
+            for number in range(settings.members):
+                network = _filled(tensors, _prefix(extent, number))
+                if network is None:
+                    raise InputError(
+                        f"{path}: the weights of member {number} for extent {extent} are missing or damaged; "
+                        "copy the file again"
+                    )
+                networks[extent].append(network.to(device, memory_format=torch.channels_last))
+        return cls(networks, settings, threshold)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, points: Tensor, *, extent: int = 25, sizes: Tensor | None = None) -> Tensor:
+        """The probability of every pixel around each point to belong to the point's target.
+
+        Args:
+            images: float32 or uint8 [B, H, W], intensities as they come.
+            points: int64 [P, 3], rows (image, y, x).
+            extent: L_ep in pixels, see :meth:`nearest`.
+            sizes: int64 [B, 2], valid (height, width) of padded images; None: the whole image.
+
+        Returns:
+            float32 [P, 2 R + 1, 2 R + 1], the point at [R, R]; R = ``settings.radius``.
+        """
+        sizes = full_sizes(images) if sizes is None else sizes
+        networks, radius = self.networks[self.nearest(extent)], self.settings.radius
+        views = range(8) if self.settings.flips else range(1)
+        view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
+        result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
+        for first in range(0, len(points), NETS):
+            part = points[first : first + NETS]
+            total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
+            for view in views:
+                crops = normalise(gather(images, part, sizes, self.settings.crop, view_bits[view].expand(len(part), 3)))
+                for network in networks:
+                    probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
+                    total += unturn(probability, view, radius)
+            result[first : first + len(part)] = total / (len(views) * len(networks))
+        return result
+
+    def masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
+        """Masks of a set, united per image.
+
+        PMG's mask of a point stays where the student finds nothing at the point, and where its mask reaches the
+        window's edge: such a target is larger than the crop.
+
+        Args:
+            data: images and points; its ground truth is not looked at.
+            pmg: of the points, its extent settled; see :meth:`nearest`.
+
+        Returns:
+            bool [N, H, W].
+        """
+        masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
+        for points in data.points.split(GROUP):
+            each = self.each(replace(data, points=points), pmg)
+            masks |= paste(each, points, data.images.shape, data.sizes)
+        return masks
+
+    def each(self, data: ImageSet, pmg: Pmg) -> Tensor:
+        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
+        fallback = masks_around(data, self.settings.radius, pmg)
+        found = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
+        return choose(found, fallback, self.threshold, self.settings.link)
+
+    def soft_masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
+        """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
+
+        Stretched so that the student's threshold becomes 0.5. The largest where windows overlap, 0 beyond them; where
+        PMG's mask stays it is 0 and 1.
+        """
+        shape = data.images.shape
+        soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
+        for points in data.points.split(GROUP):
+            part = replace(data, points=points)
+            fallback = masks_around(part, self.settings.radius, pmg)
+            found = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
+            own, usable = own_pixels(found, self.threshold, self.settings.link)
+            found = stretch(found, self.threshold)
+            found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
+            values = torch.where(usable[:, None, None], found, fallback.float())
+            position, inside = window_positions(points, found.shape[1], shape, data.sizes)
+            position = torch.where(inside, position, len(soft) - 1)
+            soft.scatter_reduce_(0, position.flatten(), values.flatten(), "amax")
+        return soft[:-1].view(shape)
+
+
+def _prefix(extent: int, number: int) -> str:
+    """Of the names of a network's tensors in a student's file."""
+    return f"extent{extent}.member{number}."
+
+
+def _filled(tensors: Mapping[str, Tensor], prefix: str) -> CropNet | None:
+    """A network of the weights with this prefix; None where one is missing, is of another kind or not finite."""
+    network = CropNet()
+    own = {}
+    for name, target in network.state_dict().items():
+        value = tensors.get(prefix + name)
+        if value is None or value.shape != target.shape or value.dtype != target.dtype or not value.isfinite().all():
+            return None
+        own[name] = value
+    network.load_state_dict(own)
+    return network

@@ -1,0 +1,429 @@
+"""The two-stage loop (HMG Sec. 4): train on initial masks, correct them with the network's predictions, train again.
+
+Every crop is a pure function of (seed, stage, epoch, step) and the state is saved whole, so a run that stopped anywhere
+goes on to the same bits on the same machine. Inside an epoch nothing is read from the device.
+
+Several processes (a :class:`~hmg_gpu.common.parallel.Team`) make the same calls; each trains on its rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hmg_gpu.common.errors import HMGError, InputError
+from hmg_gpu.common.parallel import ALONE, Team
+from hmg_gpu.common.provenance import provenance
+from hmg_gpu.common.tensors import to_device
+from hmg_gpu.data.batches import draw_epoch, mix_seed
+from hmg_gpu.data.sets import ImageSet
+from hmg_gpu.evaluation.metrics import measure
+from hmg_gpu.masks import Maker
+from hmg_gpu.models import build_model
+from hmg_gpu.models.checkpoints import MODEL_PREFIX, read_description, read_tensors, save_checkpoint
+from hmg_gpu.models.predict import predict
+from hmg_gpu.models.weights import load_weights
+from hmg_gpu.training.settings import Settings
+from hmg_gpu.training.state import check_state, keep_previous
+from hmg_gpu.training.step import TrainingStep, check_step, in_channels_last, synchronised
+from hmg_gpu.updater import MaskUpdater
+from hmg_gpu.updater.report import MaskChanges
+
+STAGES = ("stage 1", "stage 2")
+STATE = {"totals", "masks.current"}  # what a checkpoint needs besides weights so that a run can go on
+
+
+class StopRequest(HMGError):
+    """The run was asked to stop; its state is saved.
+
+    Example:
+        >>> raise StopRequest("stopped and saved")
+        Traceback (most recent call last):
+        hmg_gpu.training.loop.StopRequest: stopped and saved
+    """
+
+
+class Training:
+    """One run: its data, masks, network and position. ``run`` carries it to the end.
+
+    Args:
+        settings: decides the result.
+        train: training images with points, and ground truth where there is any, on the device to train on.
+        test: test images with ground truth on the same device, or None.
+        folder: where checkpoints go.
+        report: called with every event as a dict with the key ``event``: "step" (position only), "epoch" (a row of the
+            log), "student" (its position), "message" and "note" (plain words), "masks" (table of the stage border),
+            "test" (metrics on the test set).
+        team: the processes that share the work. Every rank holds the whole set and reports every event; rank 0 alone
+            writes files. Weights, masks and numbers are the same on all ranks, but not those of another number of
+            ranks: on the CPU batch norm sees a rank's own rows only, and dropout is drawn by every rank for itself.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from hmg_gpu.data.synthetic import make_split
+        >>> scenes = make_split("train", count=4, size=64)
+        >>> settings = Settings(epochs=(1, 0), batch_size=2, patch_size=32, extent=10)
+        >>> training = Training(settings, scenes, None, pathlib.Path(tempfile.mkdtemp()), lambda event: None)
+        >>> sorted(training.run()["masks"])  # initial masks, stage 1, correction
+        ['filtered', 'hybrid', 'initial', 'prediction']
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        train: ImageSet,
+        test: ImageSet | None,
+        folder: Path,
+        report: Callable[[dict[str, Any]], None],
+        team: Team = ALONE,
+    ):
+        self.settings, self.train, self.test, self.folder, self.report = settings, train, test, folder, report
+        self.device, self.team = train.images.device, team
+        if len(train) == 0:
+            raise InputError(f"{train.dataset} {train.split}: no image to train on; check the split file")
+        if settings.supervision == "full" and train.masks is None:
+            raise InputError(f"{train.dataset}: full supervision needs ground-truth masks; use --supervision points")
+        if settings.supervision == "points" and len(train.points) == 0:
+            raise InputError(f"{train.dataset} {train.split}: no point label in the whole set; check --points")
+        if settings.batch_size % team.ranks or settings.batch_size < 2 * team.ranks:
+            raise InputError(
+                f"batch_size = {settings.batch_size}: expected a multiple of the {team.ranks} processes, "
+                "with at least 2 images for each"
+            )
+        check_step(settings.step, settings.loss, self.device, team)
+        self.stop = False
+        self.stage, self.epoch, self.step = 0, 0, 0
+        self.results: dict[str, Any] = {}
+        self.warned: list[str] = []
+        self.updater: MaskUpdater | None = None
+        if settings.supervision == "points":
+            self.updater = MaskUpdater(train, self._maker(), settings.correction(), guard=None)
+            team.same([self.updater.initial.view(torch.uint8)])
+            self.updater.masks = self.updater.initial.clone()
+        self._points = train.points.cpu()
+        self._new_network()
+
+    def _maker(self) -> Maker:
+        """What makes the initial masks, fitted to the training set by one rank; a student is kept in ``folder``."""
+        maker = self.settings.maker()
+
+        def report(done: int, total: int) -> None:
+            self.report({"event": "student", "step": done, "of": total})
+
+        def fit() -> None:
+            maker.fit(self.train, folder=self.folder, progress=report)
+
+        self.team.first(fit)
+        fitted = maker.fit(self.train, folder=self.folder)
+        self.report({"event": "note", "text": f"initial masks: {fitted}"})
+        return fitted
+
+    @property
+    def masks(self) -> Tensor:
+        """The labels to train on now: bool [N, H, W]."""
+        return self.train.masks if self.updater is None else self.updater.masks
+
+    @property
+    def totals(self) -> Tensor:
+        """What was counted since the epoch began, see ``hmg_gpu.training.step.COUNTS``; this rank's part of the sum."""
+        return self.training_step.totals
+
+    # --- the loop ---
+
+    def run(self) -> dict[str, Any]:
+        """Train from the present position to the end.
+
+        Returns:
+            The results: ``masks`` (table of the stage border) and ``stage 1``, ``stage 2`` (test metrics).
+
+        Raises:
+            StopRequest: ``stop`` was set; the state is saved at the exact step.
+            HMGError: the loss is no longer finite; the last good checkpoint is kept.
+        """
+        self.train_stage(1)
+        self.correct()
+        self.train_stage(2)
+        return self.results
+
+    def train_stage(self, number: int) -> None:
+        """Train stage 1 or 2 from the present position to its end; nothing where it lies behind.
+
+        Raises:
+            StopRequest, HMGError: as :meth:`run`.
+        """
+        settings = self.settings
+        if self.stage != number - 1:
+            return
+        epochs, every = settings.epochs[self.stage], settings.update_every if number == 2 else 0
+        while self.epoch < epochs:
+            self._train_epoch()
+            self.epoch, self.step = self.epoch + 1, 0
+            self.totals.zero_()
+            if self.epoch % settings.eval_every == 0 and self.epoch < epochs:
+                self._evaluate(final=False)
+            if every and self.epoch % every == 0 and self.epoch < epochs:
+                self._update_masks()
+            stop = self.team.any(self.stop)
+            if stop or (self.epoch % settings.save_every == 0 and self.epoch < epochs):
+                self.save()
+            if stop:
+                self._leave()
+        self._evaluate(final=True)
+        if number == 2:
+            self._close_stage()
+
+    def correct(self) -> None:
+        """Between the stages: correct the masks by the network of stage 1 (HMG Sec. 3.2); nothing in stage 2."""
+        if self.stage != 0:
+            return
+        if self.updater is not None:
+            changes = self._update_masks()
+            kinds = {"initial": self.updater.initial, "prediction": changes.prediction, "filtered": changes.filtered}
+            kinds["hybrid"] = self.updater.masks
+            if self.train.masks is not None:
+                self.results["masks"] = {name: measure(masks, self.train) for name, masks in kinds.items()}
+            position = {"stage": self.stage + 1, "epoch": self.epoch}
+            self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
+        self._close_stage()
+
+    def _train_epoch(self) -> None:
+        settings, team = self.settings, self.team
+        seed = mix_seed(settings.seed, self.stage)
+        plan = draw_epoch(
+            self.train.host_sizes,
+            settings.batch_size,
+            settings.patch_size,
+            seed=seed,
+            epoch=self.epoch,
+            positive=settings.positive,
+            points=self._points,
+        ).tensor_split(team.ranks, dim=1)[team.rank]
+        plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 6]
+        rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
+        self.training_step.set_rate(rate)
+        self.model.train()
+        own = (team.rank,) if team.rank else ()
+        start, first = time.perf_counter(), self.step
+        while self.step < len(plan):
+            torch.manual_seed(mix_seed(seed, self.epoch, self.step, *own))  # dropout is a function of the position, too
+            self.training_step(self.masks, plan[self.step])
+            self.step += 1
+            self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
+            # After the last step, the epoch is brought to its end first.
+            if self.step < len(plan) and team.any(self.stop):
+                self.save()
+                self._leave()
+
+        loss, intersection, union, foreground, pixels = team.add(self.totals.clone()).tolist()
+        seconds = time.perf_counter() - start
+        row = {
+            "event": "epoch",
+            "stage": self.stage + 1,
+            "epoch": self.epoch + 1,
+            "loss": loss / len(plan),
+            "iou": intersection / union if union else float("nan"),
+            "foreground": foreground / pixels,
+            "learning_rate": rate,
+            "images_per_second": (len(plan) - first) * settings.batch_size / seconds,
+            "seconds": seconds,
+        }
+        self.report(row)
+        if not math.isfinite(loss):
+            last = self.folder / "last.safetensors"
+            kept = f"{last} keeps the last good state" if last.exists() else "no checkpoint had been written yet"
+            raise HMGError(
+                f"the loss is no longer finite in {STAGES[self.stage]}, epoch {self.epoch + 1}; {kept}; "
+                "try a lower --learning-rate or leave out --bf16"
+            )
+        self._diagnose(row)
+
+    def _leave(self) -> None:
+        raise StopRequest(f"stopped and saved; go on with: python train.py --resume {quote(str(self.folder))}")
+
+    def _close_stage(self) -> None:
+        self.stage, self.epoch, self.step = self.stage + 1, 0, 0
+        self.totals.zero_()
+        self.save(f"stage{self.stage}.safetensors", weights_only=True)
+        if self.settings.epochs[1] == 0:
+            self.stage = 2  # there is no stage 2: its network and results would be nobody's
+        elif self.stage == 1 and self.settings.stage2 == "scratch":
+            self._new_network()
+        elif self.stage == 1:
+            self._new_optimizer()
+        self.save()
+
+    def _update_masks(self) -> MaskChanges:
+        """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
+        self._share_statistics()
+        return self.updater.update(self.model, "logits", head=-1, autocast=self.settings.bf16, check=False)
+
+    def _predict(self, data: ImageSet) -> Tensor:
+        self._share_statistics()
+        # The statistics of the training set belong to the network and are used on the test set, too.
+        normalisation = {"mean": self.train.mean, "std": self.train.std}
+        return predict(self.model, data, autocast=self.settings.bf16, team=self.team, **normalisation)
+
+    def _share_statistics(self) -> None:
+        """The running statistics of batch norm are rank 0's on all ranks; while training, nothing depends on them."""
+        self.team.same(self.model.buffers())
+
+    def _evaluate(self, *, final: bool) -> None:
+        if self.test is None or self.test.masks is None or len(self.test) == 0:
+            return
+        prediction = self._predict(self.test)
+        metrics = measure(prediction, self.test)
+        if final:
+            self.results[STAGES[self.stage]] = metrics
+        self.report(
+            {"event": "test", "stage": self.stage + 1, "epoch": self.epoch, "final": final, **metrics}
+            | ({"prediction": prediction} if final else {})
+        )
+
+    def _diagnose(self, row: dict[str, Any]) -> None:
+        """Say in plain words, once per stage and kind, that a network does not learn."""
+        if row["epoch"] < max(1, self.settings.epochs[self.stage] // 10):
+            return
+        findings = {
+            "flat": (row["loss"] > 0.97, f"the loss is still {row['loss']:.3f} after a tenth of the epochs"),
+            "empty": (row["foreground"] == 0, "the network predicts background everywhere"),
+            "full": (row["foreground"] > 0.5, "the network predicts foreground nearly everywhere"),
+        }
+        for kind, (found, words) in findings.items():
+            key = f"{self.stage} {kind}"
+            if found and key not in self.warned:
+                self.warned.append(key)
+                cure = (
+                    "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
+                )
+                text = f"{STAGES[self.stage]}: {words}. If it stays so: {cure}."
+                self.report({"event": "message", "stage": row["stage"], "epoch": row["epoch"], "text": text})
+
+    # --- state ---
+
+    def _new_network(self) -> None:
+        torch.manual_seed(mix_seed(self.settings.seed, 1000 + self.stage))
+        bias = self.settings.output_bias
+        model = build_model(self.settings.model, output_bias=bias).to(self.device)
+        model = synchronised(model, self.device, self.team)
+        channels_last = in_channels_last(self.device, self.settings.bf16)
+        self.model: nn.Module = model.to(memory_format=torch.channels_last) if channels_last else model
+        with torch.no_grad():
+            self.team.same(self.model.state_dict().values())
+        self._new_optimizer()
+
+    def _new_optimizer(self) -> None:
+        settings = self.settings
+        self.training_step = TrainingStep(
+            self.model,
+            self.train,
+            patch_size=settings.patch_size,
+            learning_rate=settings.learning_rate,
+            loss=settings.loss,
+            bf16=settings.bf16,
+            way=settings.step,
+            team=self.team,
+        )
+        self.optimizer = self.training_step.optimizer
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: JSON values."""
+        return {
+            "settings": asdict(self.settings),
+            "dataset": self.train.dataset,
+            "normalisation": [self.train.mean, self.train.std],
+            "masks": None if self.updater is None else self.updater.maker.about(),
+            "rule": None if self.updater is None else self.updater.rule.about(),
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "step": self.step,
+            "results": self.results,
+            "warned": self.warned,
+            "versions": provenance(),
+        }
+
+    def save(self, name: str = "last.safetensors", *, weights_only: bool = False) -> None:
+        """Write the state to ``folder``; a state that is not finite is refused, so the last good one stays."""
+        self._share_statistics()
+        totals = self.team.add(self.totals.clone())
+        self.team.first(lambda: self._write(name, None if weights_only else totals))
+
+    def _write(self, name: str, totals: Tensor | None) -> None:
+        tensors = {MODEL_PREFIX + key: value for key, value in self.model.state_dict().items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
+            raise HMGError(f"the weights are no longer finite; {self.folder / name} keeps the last good ones")
+        if totals is not None:
+            for number, state in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+            tensors["totals"] = totals
+            tensors["masks.current"] = self.masks
+        if totals is not None:
+            keep_previous(self.folder / name)
+        save_checkpoint(self.folder / name, tensors, self.describe())
+
+    def resume(self) -> None:
+        """Take up the state that ``save`` wrote; it may have been another number of processes.
+
+        Raises:
+            InputError: there is none, or it belongs to other data or settings.
+        """
+        path = self.folder / "last.safetensors"
+        description = read_description(path)
+        tensors = read_tensors(path)
+        if description is None or not (self.describe().keys() <= description.keys() and tensors.keys() >= STATE):
+            raise InputError(
+                f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
+            )
+        theirs = asdict(Settings.from_dict(description["settings"]))
+        for key, value, own in (
+            ("settings", theirs, asdict(self.settings)),
+            ("dataset", description["dataset"], self.train.dataset),
+            ("masks", description["masks"], self.describe()["masks"]),
+        ):
+            if value != own:
+                raise InputError(f"{path}: {_difference(key, value, own)}; resume with the run's own")
+        if tensors["masks.current"].shape != self.masks.shape:
+            raise InputError(
+                f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
+                f"{list(self.masks.shape)}; the images have changed since the run began"
+            )
+        masks = tensors["masks.current"].to(self.device)
+        if description["stage"] == 0 and not torch.equal(masks, self.masks):
+            raise InputError(
+                f"{path}: the initial masks are others than those that the run began with; resume with the same "
+                "points, images and version of this program"
+            )
+        check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
+        self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
+        self.results, self.warned = description["results"], description["warned"]
+        load_weights(self.model, path)
+        parameters = self.optimizer.param_groups[0]["params"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                if value.dim():  # in the parameter's memory layout: the fused optimiser walks both as they lie
+                    value = torch.empty_like(parameters[int(number)]).copy_(value)
+                state.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.totals.zero_()
+        if self.team.rank == 0:  # the sum over the ranks, whose number may have changed
+            self.totals.copy_(tensors["totals"])
+        if self.updater is not None:
+            self.updater.masks = masks
+
+
+def _difference(key: str, theirs: Any, mine: Any) -> str:
+    """The first place in which a checkpoint's description and this run differ, in words."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        name = next(name for name in (theirs | mine) if theirs.get(name) != mine.get(name))
+        key, theirs, mine = name, theirs.get(name), mine.get(name)
+    return f"its run had {key} = {theirs!r}, this one has {mine!r}"

@@ -1,0 +1,101 @@
+"""A run's saved state: checked before it is taken up, kept twice, recovered where the newest is damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.files import write_beside
+from hmg_gpu.models.checkpoints import quote, read_description
+
+PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
+
+
+def check_state(
+    path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]
+) -> None:
+    """Refuse a run's state whose parts are not what ``Training.save`` writes, before any of it is taken up.
+
+    Args:
+        path: where it comes from.
+        description, tensors: what :func:`read_description` and :func:`read_tensors` gave.
+        parameters: those of the network, in the optimiser's order.
+
+    Raises:
+        InputError: the position, the results, or a tensor of the optimiser is none; the text names it.
+    """
+
+    def require(good: bool, what: str) -> None:
+        if not good:
+            raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
+
+    for key in ("stage", "epoch", "step"):
+        require(type(description[key]) is int and 0 <= description[key] < 2**31, key)
+    require(description["stage"] <= 2, "stage")
+    warned, results = description["warned"], description["results"]
+    require(isinstance(warned, list) and all(isinstance(text, str) for text in warned), "warned")
+    require(isinstance(results, dict), "results")
+    rows = [row for name, row in results.items() if name != "masks"]
+    masks = results.get("masks", {})
+    require(isinstance(masks, dict), "results of the masks")
+    for row in (*rows, *masks.values()):
+        known = isinstance(row, dict) and row.keys() >= {"iou", "niou", "pd", "fa", "pixel_fa", "matched", "targets"}
+        require(known, "results")
+        for value in row.values():  # Pd is NaN where there are no targets
+            require(type(value) in (int, float) and not abs(value) > 1e18, "results")
+    require(tensors["totals"].dtype == torch.float64 and tensors["totals"].shape == (5,), "totals")
+    require(tensors["masks.current"].dtype == torch.bool, "masks.current")
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            found = re.fullmatch(r"optimizer\.(\d{1,6})\.(step|exp_avg|exp_avg_sq)", name)
+            require(found is not None and int(found[1]) < len(parameters), quote(name))
+            shape = () if found[2] == "step" else parameters[int(found[1])].shape
+            require(value.shape == shape and value.dtype == torch.float32, name)
+            others = {f"optimizer.{found[1]}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            require(others <= tensors.keys(), name)
+
+
+def keep_previous(path: str | os.PathLike) -> None:
+    """Before a checkpoint is replaced: let ``previous.safetensors`` beside it be what it is now (no copy where the file
+    system has hard links)."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with write_beside(path.with_name(PREVIOUS), path.stat().st_size) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def recover(path: str | os.PathLike) -> str | None:
+    """Where a checkpoint is missing or damaged, put the one that :func:`keep_previous` kept in its place.
+
+    Returns:
+        What was done, in words, or None where nothing had to be done.
+
+    Raises:
+        InputError: it is not readable, and neither is another.
+    """
+    path = Path(path)
+    previous = path.with_name(PREVIOUS)
+    try:
+        read_description(path)
+        return None
+    except InputError as error:
+        if not previous.exists():
+            raise
+        about = read_description(previous) or {}
+        with write_beside(path, previous.stat().st_size) as temporary:
+            shutil.copyfile(previous, temporary)
+        place = f"stage {about.get('stage', 0) + 1}, epoch {about.get('epoch', 0) + 1}"
+        return f"{error}; it is skipped: going on from the checkpoint before it, {place}"

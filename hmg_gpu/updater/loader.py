@@ -1,0 +1,73 @@
+"""Training batches of an updater's images and masks, made on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.parallel import position
+from hmg_gpu.common.tensors import to_device
+from hmg_gpu.data.batches import cut_crops, draw_epoch
+from hmg_gpu.data.sets import ImageSet
+
+
+class Labelled(Protocol):
+    """A set with its current masks, such as a ``MaskUpdater``."""
+
+    data: ImageSet
+    masks: Tensor
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(eq=False)
+class MaskLoader:
+    """Batches of a MaskUpdater's images and current masks; each pass over it is one epoch.
+
+    Crops, flips and transposes are a pure function of (seed, epoch, step): they neither use nor change torch's random
+    state. ``epoch`` counts the passes of which a batch was taken; set it to resume. Under torch.distributed every rank
+    gets its own ``batch_size`` images of each step.
+
+    Yields:
+        float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S] of 0 and 1, on the updater's device.
+    """
+
+    updater: Labelled
+    batch_size: int
+    patch_size: int
+    seed: int = 0
+    epoch: int = 0
+    positive: float = 0.0  # share of the crops that are placed around a point
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.positive <= 1:
+            raise InputError(f"loader: positive = {self.positive}; expected a number from 0 to 1")
+        self._points = self.updater.data.points.cpu()
+        if self.batch_size < 1 or self.patch_size < 1:
+            raise InputError(
+                f"loader: batch_size {self.batch_size} and patch_size {self.patch_size}; expected at least 1"
+            )
+
+    def __len__(self) -> int:
+        return -(-len(self.updater) // (self.batch_size * position()[1]))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1  # when the first batch is taken: some trainers ask for an iterator that they never use
+        yield from self.steps(self.epoch - 1)
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
+        updater, (rank, ranks) = self.updater, position()
+        batch = self.batch_size * ranks
+        crops = {"positive": self.positive, "points": self._points}
+        plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
+        plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
+        for rows in plan:
+            images, masks = cut_crops(updater.data, updater.masks, rows, self.patch_size)
+            yield images, masks.float()

@@ -1,0 +1,113 @@
+"""What an update of masks did, counted only when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hmg_gpu.masks import Evidence, Rule
+from hmg_gpu.models.foreign import Output
+from hmg_gpu.plain.components import connected_components
+from hmg_gpu.plain.update import near_a_point
+
+HYBRID, PREDICTION = 1, 2  # bits of a plane
+NON_FINITE, OUTSIDE, POSITIVE, IGNORED = range(4)  # columns of the counts
+COLUMNS = 4
+
+
+def is_fault(counts: Tensor, output: Output) -> Tensor:
+    """Whether values contradict what the caller said they are: bool scalar on the device.
+
+    Probabilities must lie within 0 and 1. Logits that all do, one of them positive, are probabilities.
+    """
+    outside = counts[:, OUTSIDE].sum()
+    return (outside == 0) & (counts[:, POSITIVE].sum() > 0) if output == "logits" else outside > 0
+
+
+class MaskChanges:
+    """What one update did. Nothing is read from the device before an attribute is.
+
+    Attributes:
+        pixels: pixels of the masks that differ from before.
+        erased: predicted components that FAF erased.
+        retrieved: targets (components of the initial masks) that no kept prediction touches, brought back by MDR.
+        ignored: images whose prediction the guard refused.
+        non_finite: predicted pixels that are NaN or infinite (NaN counts as background).
+        masks: float32 0 and 1 in the shape of the prediction (``update_one`` only); on the device, never read.
+
+    Raises:
+        InputError: reading any of the counts, where values contradict what ``output`` promised.
+    """
+
+    def __init__(
+        self,
+        refuse: Callable[[], None],
+        fault: Tensor,
+        points: Tensor,
+        sizes: Tensor,
+        rule: Rule,
+        initial: Tensor,
+        planes: Tensor,
+        counts: Tensor,
+        changed: Tensor,
+    ):
+        self.masks: Tensor | None = None
+        self._refuse, self._fault, self._points, self._sizes, self._rule = refuse, fault, points, sizes, rule
+        self._initial, self._planes, self._counts, self._changed = initial, planes, counts, changed
+        self._values: dict[str, int] = {}
+
+    @property
+    def prediction(self) -> Tensor:
+        """The prediction as it was used, after threshold and guard: bool [b, H, W], on the device."""
+        return (self._planes & PREDICTION) > 0
+
+    @property
+    def filtered(self) -> Tensor:
+        """The prediction after the false alarm filter: bool [b, H, W], on the device."""
+        return self._rule.filtered(Evidence(self.prediction, self._points, self._sizes, self._initial, self._initial))
+
+    def _read(self, name: str) -> int:
+        if not self._values:
+            fault, *counts = torch.cat((self._fault[None].long(), self._counts.sum(0))).tolist()
+            if fault:
+                self._refuse()
+            self._values = {"ignored": counts[IGNORED], "non_finite": counts[NON_FINITE]}
+        if name not in self._values:  # components are looked for only when somebody asks about them
+            found = connected_components(self.prediction)
+            kept = near_a_point(found, self._points, self._rule.radius, self._sizes)
+            filtered = found.mask(kept)
+            targets = connected_components(self._initial)
+            touched = torch.zeros(len(targets), dtype=torch.bool, device=filtered.device)
+            touched[targets.component[filtered.view(-1)[targets.pixels]]] = True
+            touched |= self._counts[targets.image, IGNORED] > 0
+            self._values["pixels"] = int(self._changed)
+            self._values["erased"] = int((~kept).sum())
+            self._values["retrieved"] = int((~touched).sum())
+        return self._values[name]
+
+    @property
+    def pixels(self) -> int:
+        return self._read("pixels")
+
+    @property
+    def erased(self) -> int:
+        return self._read("erased")
+
+    @property
+    def retrieved(self) -> int:
+        return self._read("retrieved")
+
+    @property
+    def ignored(self) -> int:
+        return self._read("ignored")
+
+    @property
+    def non_finite(self) -> int:
+        return self._read("non_finite")
+
+    def __str__(self) -> str:
+        text = f"{self.pixels} pixels changed, {self.erased} components erased, {self.retrieved} targets brought back"
+        text += f", {self.ignored} predictions ignored" if self.ignored else ""
+        return text + (f", {self.non_finite} predicted pixels not finite" if self.non_finite else "")

@@ -1,0 +1,212 @@
+"""kernels/components.py interpreted, against SciPy and tests/reference.py: exact."""
+
+from __future__ import annotations
+
+# isort: off
+from kernel_tools import DEVICE, poisoned_memory, program_at, shuffled_programs  # before any kernel is decorated
+
+# isort: on
+import numpy as np
+import pytest
+import reference
+import torch
+from cases import ADVERSARIAL_MASKS, cut, pad, random_mask, random_shape, spiral, sweep
+from scipy import ndimage
+
+from hmg_gpu.kernels import blocks
+from hmg_gpu.kernels import components as kernels
+
+
+def expected_table(mask):
+    """Labels as SciPy numbers them, and rows (area, sum_y, sum_x, y0, x0, y1, x1)."""
+    labels, count = ndimage.label(mask, reference.EIGHT)
+    rows = []
+    for label in range(1, count + 1):
+        y, x = np.nonzero(labels == label)
+        rows.append([len(y), y.sum(), x.sum(), y.min(), x.min(), y.max() + 1, x.max() + 1])
+    return labels, np.array(rows, dtype=np.int64).reshape(-1, 7)
+
+
+def check(masks, *, capacity=None, seed=0):
+    batch, sizes = pad(masks, fill=1)
+    same_size = len({mask.shape for mask in masks}) == 1
+    with poisoned_memory(), shuffled_programs(seed):
+        labels, counts, table = (
+            t.cpu()
+            for t in kernels.components(
+                batch.to(DEVICE), sizes=None if same_size else sizes.to(DEVICE), capacity=capacity
+            )
+        )
+    for k, found in enumerate(cut(labels, sizes)):
+        wanted, rows = expected_table(masks[k])
+        assert np.array_equal(found, wanted), f"image {k}"
+        assert int(labels[k].count_nonzero()) == np.count_nonzero(wanted)  # the padding is background
+        assert int(counts[k]) == len(rows)
+        held = min(len(rows), table.shape[1])
+        assert np.array_equal(table[k, :held].numpy(), rows[:held])
+        assert not table[k, held:].any()
+
+
+@pytest.mark.parametrize("seed", sweep(range(10)))
+def test_random_masks(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    for case in range(20):
+        check([random_mask(rng, random_shape(rng))], seed=case)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL_MASKS)
+def test_adversarial_masks(name: str) -> None:
+    check([ADVERSARIAL_MASKS[name]])
+
+
+def test_numbering_follows_the_first_pixel_not_the_block() -> None:
+    """The component on the left begins a row later inside the same row of 2 x 2 blocks."""
+    mask = np.zeros((4, 12), dtype=bool)
+    mask[1, 0] = mask[0, 8] = True
+    labels, _, _ = kernels.components(torch.from_numpy(mask)[None].to(DEVICE))
+    assert int(labels[0, 0, 8]) == 1 and int(labels[0, 1, 0]) == 2
+
+
+def test_images_of_different_size(rng) -> None:
+    check([random_mask(rng, random_shape(rng, 24)) for _ in range(6)])
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+def test_components_past_the_capacity_keep_their_label(capacity: int) -> None:
+    check([ADVERSARIAL_MASKS["isolated pixels"], ADVERSARIAL_MASKS["frame and dot"]], capacity=capacity)
+
+
+@pytest.mark.parametrize("name", ["random", "borders", "spiral"])
+def test_many_tiles(name: str, monkeypatch, rng) -> None:
+    monkeypatch.setattr(kernels, "CHUNK", 256)  # several chunks of the ranking
+    for module in (kernels, blocks):
+        monkeypatch.setattr(module, "TILE_H", 8)
+        monkeypatch.setattr(module, "TILE_W", 16)
+    mask = {
+        "random": rng.random((21, 40)) < 0.25,
+        "borders": np.add.outer(np.arange(21) % 8 % 7 == 0, np.arange(40) % 16 % 15 == 0),
+        "spiral": spiral(33),
+    }[name]
+    check([mask])
+
+
+def test_one_image_over_many_full_size_tiles() -> None:
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[30:35, 126:131] = True
+    mask[300, 100:400] = True
+    mask[450:455, 200:205] = True
+    mask[511, 511] = True
+    check([mask])
+
+
+def test_flips_and_transposes_move_the_moments(rng) -> None:
+    mask = torch.from_numpy(random_mask(rng, (18, 26)))[None].to(DEVICE)
+    _, counts, table = kernels.components(mask)
+    _, turned_counts, turned = kernels.components(mask.mT.contiguous())
+    assert counts.equal(turned_counts)
+    swapped = turned[..., [0, 2, 1, 4, 3, 6, 5]][0, : int(counts[0])].tolist()
+    assert sorted(swapped) == sorted(table[0, : int(counts[0])].tolist())
+
+
+# ---- Pd and Fa ------------------------------------------------------------------------------------------------------
+
+
+def counts_of(predictions, targets, *, distance=3.0, seed=0):
+    prediction, sizes = pad(predictions, fill=1)
+    target, _ = pad(targets, fill=1)
+    with poisoned_memory(), shuffled_programs(seed):
+        return kernels.detection_counts(
+            prediction.to(DEVICE), target.to(DEVICE), sizes=sizes.to(DEVICE), distance=distance
+        ).cpu()
+
+
+def expected_counts(prediction, target, distance):
+    wanted = reference.detection_metrics([(prediction, target)], distance)
+    names = ("intersection", "union", "matched", "targets", "false_alarm_pixels")
+    return [wanted[name] for name in names] + [int((prediction & ~target).sum()), target.size]
+
+
+@pytest.mark.parametrize("seed", sweep(range(10)))
+def test_random_detections(seed: int) -> None:
+    """200 pairs, four to a launch."""
+    rng = np.random.default_rng(seed)
+    for case in range(5):
+        largest = 40 if case == 0 else 16  # a program takes the interpreter long, and a large image takes many
+        targets = [random_mask(rng, random_shape(rng, largest)) for _ in range(4)]
+        # The same targets, shifted, split and joined.
+        predictions = [target ^ (rng.random(target.shape) < 0.05) for target in targets]
+        distance = float(rng.choice([0.8, 2.7, 5.3]))
+        found = counts_of(predictions, targets, distance=distance, seed=case)
+        pairs = zip(predictions, targets, strict=True)
+        assert found.tolist() == [expected_counts(*pair, distance) for pair in pairs]
+
+
+def test_detections_of_images_of_different_size(rng) -> None:
+    shapes = [random_shape(rng, 20) for _ in range(4)]
+    pairs = [(random_mask(rng, shape), random_mask(rng, shape)) for shape in shapes]
+    found = counts_of(*zip(*pairs, strict=True), distance=2.7)
+    assert found.tolist() == [expected_counts(*pair, 2.7) for pair in pairs]
+
+
+def test_matching_is_greedy_in_raster_order_and_strict(monkeypatch) -> None:
+    """Two predictions lie 2 px from the first target; the first in the raster is taken although both are as close."""
+    monkeypatch.setattr(kernels, "MATCH_LANES", 1)  # also: one candidate a step
+    target, prediction = np.zeros((12, 30), dtype=bool), np.zeros((12, 30), dtype=bool)
+    target[5, 5] = target[5, 9] = True
+    prediction[5, 3] = prediction[5, 7] = prediction[0, 20] = True
+    # Target (5, 5) takes (5, 3), target (5, 9) takes (5, 7); (0, 20) is a false alarm.
+    assert counts_of([prediction], [target])[0].tolist() == [0, 5, 2, 2, 1, 3, 360]
+    # Exactly at the distance is no match.
+    assert counts_of([prediction], [target], distance=2.0)[0].tolist() == [0, 5, 0, 2, 3, 3, 360]
+
+
+def test_empty_masks() -> None:
+    empty = np.zeros((5, 6), dtype=bool)
+    assert counts_of([empty], [empty])[0].tolist() == [0, 0, 0, 0, 0, 0, 30]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="runs one interpreted program on memory that is never touched")
+def test_offsets_past_two_to_the_31_pixels() -> None:
+    images, height, width = 2**19 + 2, 32, 128
+    last, n = images - 1, blocks.block_count(32, 128)
+    mask = torch.empty((images, height, width), dtype=torch.uint8)
+    plane = torch.empty_like(mask)
+    labels = torch.empty(mask.shape, dtype=torch.int32)
+    parents, first, ranks = (torch.empty(images * n, dtype=torch.int32) for _ in range(3))
+    filled, counts = (torch.empty(images, dtype=torch.int32) for _ in range(2))
+    table = torch.empty((images, 2, 7), dtype=torch.int64)
+    mask[last] = 0
+    mask[last, 30:, 120:] = 1
+    mask[last, 3, 4] = 1
+    tile = {"TILE_H": 32, "TILE_W": 128}
+    with program_at(last):
+        kernels.scan_kernel[(1,)](mask, plane, counts, parents, first, filled, height, width, HAS_SIZES=False, **tile)
+        blocks.link_border_kernel[(1,)](plane, parents, filled, height, width, **tile)
+        kernels.first_kernel[(1,)](plane, parents, first, filled, height, width, **tile)
+        kernels.rank_kernel[(1,)](plane, parents, first, ranks, counts, table, height, width, 2, COLUMNS=7, CHUNK=1024)
+        kernels.moments_kernel[(1,)](
+            plane, parents, ranks, filled, labels, table, height, width, 2, LABELS=True, COLUMNS=7, **tile
+        )
+    assert int(counts[last]) == 2
+    assert table[last].tolist() == [[1, 3, 4, 3, 4, 4, 5], [16, 488, 1976, 30, 120, 32, 128]]
+    assert int(labels[last].count_nonzero()) == 17
+
+
+def test_errors_name_what_came() -> None:
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    with pytest.raises(TypeError, match=r"mask: expected bool, got torch\.float32"):
+        kernels.components(mask.float())
+    with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
+        kernels.components(mask, capacity=0)
+    with pytest.raises(ValueError, match="prediction and target: expected one shape and device"):
+        kernels.detection_counts(mask, mask[:1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device: interpreted programs never race")
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.6])
+def test_a_hundred_repeats_are_identical(density: float) -> None:
+    mask = (torch.rand(16, 300, 500) < density).cuda()
+    first = kernels.components(mask)
+    for _ in range(100):
+        assert all(a.equal(b) for a, b in zip(kernels.components(mask), first, strict=True))

@@ -1,0 +1,196 @@
+"""The bench: every case builds and its rows agree; what is wrong shows no time; the fits, the tables, the plots."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import write_folder
+
+from bench import peers, student
+from bench.__main__ import main
+from bench.cases import CASES
+from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
+from bench.scenes import blob_scene, blobs_for, points_scene, training_set
+from bench.show import case_table, goal_table, write_plots
+from bench.timer import time_together
+from hmg_gpu import point_to_mask
+from hmg_gpu.data import load_folder
+from hmg_gpu.evaluation.metrics import measure
+from hmg_gpu.masks import Pmg
+from hmg_gpu.masks.student.student import StudentSettings
+from hmg_gpu.masks.student.train import train_student
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_builds_and_its_rows_agree(case: Case) -> None:
+    figures = run_case(case, seconds=0, toy=True)
+    assert not [figure["state"] for figure in figures if figure["state"].startswith("wrong")]
+    assert figures[0]["state"] == "timed"  # the reference
+    for figure in figures:
+        absent = ("not measured: no GPU", "not installed")
+        assert figure["state"] == "timed" or figure["state"].endswith(absent), figure["state"]
+    rows = {figure["row"] for figure in figures}
+    assert set(case.goals) <= rows
+    timed_ours = [figure for figure in figures if figure["ours"] and figure["state"] == "timed"]
+    assert timed_ours and all(figure["median"] > 0 and "ratio" in figure for figure in timed_ours)
+    assert all("goal" in figure for figure in figures if figure["row"] in case.goals)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rows_agree_on_a_gpu(case: Case) -> None:
+    figures = run_case(case, seconds=0, toy=True, gpu="cuda")
+    assert not [figure["state"] for figure in figures if figure["state"].startswith("wrong")]
+    assert any(figure["device"] == "cuda" and figure["state"] == "timed" for figure in figures) or case.name == "store"
+
+
+def made_up(values: tuple[int, ...] = (), **rows: torch.Tensor | None) -> Case:
+    def build(size: int = 1, gpu: str | None = None) -> Problem:
+        made = [
+            Row(name, (lambda: None) if found is None else (lambda found=found: found), ours=name != "peer")
+            for name, found in rows.items()
+        ]
+        return Problem([replace(row, read=lambda found: found) for row in made], bytes_per_unit=8.0)
+
+    return Case("made-up", "nothing", "things", build, {}, goals={"right": 1e-9}, axis="size" if values else "",
+                values=values, axis_label="size")  # fmt: skip
+
+
+def test_a_wrong_row_shows_no_time_and_fails_the_run() -> None:
+    right, wrong = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4])
+    case = made_up(reference=right, right=right, wrong=wrong, peer=wrong)
+    figures = run_case(case, seconds=0)
+    states = {figure["row"]: figure["state"] for figure in figures}
+    assert states["reference"] == states["right"] == "timed"
+    assert states["wrong"] == states["peer"] == "wrong: 1 of 3 values differ"
+    assert all("median" not in figure for figure in figures if figure["row"] in ("wrong", "peer"))
+    assert faults(figures) == ["made-up, wrong: wrong: 1 of 3 values differ"]  # a peer's is its own affair
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(case_table(case, figures, []))
+    console.print(goal_table(figures))
+    text = console.export_text()
+    line = next(line for line in text.splitlines() if "│ wrong" in line)
+    assert "1 of 3 values differ" in line and not any(map(str.isdigit, line.split("differ")[1]))
+
+
+def test_results_are_compared_by_shape_type_and_value() -> None:
+    ones = torch.ones(4)
+    assert difference(ones, ones.clone()) == ""
+    assert difference(ones, ones[:2]) == ""  # a loop that did a part of the work
+    assert "instead of" in difference(ones, ones[:0])
+    assert "instead of" in difference(ones, ones.double())
+    assert difference(ones, ones * 1.001) and not difference(ones, ones * 1.001, 2e-3)
+    mask = torch.ones(1000, dtype=torch.bool)
+    other = mask.clone()
+    other[0] = False
+    assert difference(mask, other) == "1 of 1000 values differ" and not difference(mask, other, 1e-3)
+
+
+def test_the_exponent_of_a_known_cost() -> None:
+    def figure(value: int, cost: float, units: int) -> dict:
+        return {"case": "c", "row": "r", "axis": "a", "value": value, "work": value, "units": units, "state": "timed",
+                "median": cost}  # fmt: skip
+
+    for power in (0.5, 1.0, 2.0):
+        (fit,) = exponents([figure(n, 1e-3 * n**power, 1) for n in (1, 10, 100, 1000)])
+        assert fit["overall"] == pytest.approx(power) and fit["tail"] == pytest.approx(power)
+    # A loop that does 10 units at every size costs as much as if it did them all.
+    whole = [figure(n, 1.0, n) | {"row": "all"} for n in (10, 100, 1000)]
+    fits = exponents([*whole, *(figure(n, 1.0, 10) for n in (10, 100, 1000))])
+    assert {fit["row"]: round(fit["tail"], 6) for fit in fits} == {"all": 0.0, "r": 1.0}
+
+
+def test_scenes_hold_what_they_say() -> None:
+    for points in (1, 3, 50):
+        data, _ = points_scene(points, "NUDT-SIRST", 64)
+        assert len(data.points) == points and int(data.points[-1, 0]) == len(data) - 1
+        assert ((data.points[:, 1:] >= 0) & (data.points[:, 1:] < data.sizes[data.points[:, 0]])).all()
+    for density in (0.01, 0.3):
+        prediction, initial, points = blob_scene(8, 128, blobs_for(density, 128))
+        assert float(prediction.double().mean()) == pytest.approx(density, rel=0.25)
+        assert prediction[points[::2, 0], points[::2, 1], points[::2, 2]].all()  # every other point is on a target
+        assert initial[points[:, 0], points[:, 1], points[:, 2]].all()
+
+
+def test_a_peer_that_is_absent_says_so() -> None:
+    row = peers.peer("cat's whiskers", lambda: pytest.fail("imported"), "no_such_package_here")
+    assert row.call is None and row.why == "no_such_package_here not installed"
+
+
+def test_rows_take_turns() -> None:
+    order: list[str] = []
+    names = {name: lambda name=name: order.append(name) or sum(range(300_000)) for name in "AB"}
+    timings = time_together(names, seconds=0, least=3)
+    assert all(timing.low <= timing.median <= timing.high and timing.runs >= 3 for timing in timings.values())
+    assert "".join(dict.fromkeys(order)) == "AB" and order.index("B") < len(order) - order[::-1].index("A")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["no-such-case"])
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_plots_of_sweeps(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    case = made_up((1, 10, 100), reference=torch.ones(1), right=torch.ones(1))
+    figures = run_case(case, seconds=0)
+    (path,) = write_plots(tmp_path, [case], {"figures": figures, "exponents": exponents(figures)})
+    assert path.name == "throughput-made-up.png" and Image.open(path).size[0] > 800
+
+
+# ---- students -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_students_are_measured_once_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainings of one step on a tiny set: what is written is what students make; a second run trains nothing."""
+    root = write_folder(tmp_path / "tiny")
+    shutil.copytree(root / "masks_centroid", root / "masks_coarse")
+    monkeypatch.setenv("HMG_DATA", str(root.parent))
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "student.json"
+    arguments = ["--sets", root.name, "--seeds", "0", "--steps", "1", "--threads", "1", "--json", str(path)]
+    threads = torch.get_num_threads()
+    try:
+        assert student.main(arguments) == 0
+        found = json.loads(path.read_text())
+        assert list(found) == [f"{root.name} {points} seed 0" for points in student.POINTS]
+        data = load_folder(root, "train")
+        known = train_student(data, settings=StudentSettings(steps=1))
+        for case in found.values():
+            (last,) = case["rounds"]
+            assert last["sets"][root.name]["iou"] == measure(known.masks(data, Pmg()), data)["iou"]
+            more = case["more"][root.name]
+            assert more["levels"]["0.15"] == last["sets"][root.name]["iou"]
+            teacher = point_to_mask(data.images, data.points, sizes=data.sizes)
+            assert more["teacher"]["iou"] == measure(teacher, data)["iou"]
+            assert more["moved"]["4"]["teacher"] < more["teacher"]["iou"]
+        monkeypatch.setattr(student, "train_student", None)
+        assert student.main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("...") == 2 and "students by seed" in shown and "masks_coarse" in shown
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_moved_points_lie_so_far_away_and_in_the_image() -> None:
+    data = training_set("no such set", images=4, size=64)
+    for pixels in (1, 4):
+        moved = student.move_points(data, pixels)
+        step = (moved - data.points)[:, 1:].double().norm(dim=1)
+        inner = ((data.points[:, 1:] >= pixels) & (data.points[:, 1:] < 64 - pixels)).all(1)
+        assert bool(inner.any()) and bool(((step[inner] - pixels).abs() <= 0.75).all())
+        assert bool((moved[:, 1:] >= 0).all()) and bool((moved[:, 1:] < 64).all())
