@@ -29,8 +29,8 @@ from hmg_gpu.common.parallel import Team, joined
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import ImageSet
 from hmg_gpu.data.source import load_split
-from hmg_gpu.models.checkpoints import read_description
-from hmg_gpu.models.custom import is_custom
+from hmg_gpu.models.checkpoints import quote, read_description
+from hmg_gpu.models.custom import as_option, is_custom
 from hmg_gpu.training import Settings, StopRequest, Training
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
 
@@ -94,13 +94,16 @@ def choose_settings(options: argparse.Namespace, console: Console, team: Team) -
     description = read_description(folder / "last.safetensors")
     if description is None:
         raise InputError(f"{folder}: holds no run of train.py")
-    model = (description.get("settings") or {}).get("model")
+    settings = description.get("settings")
+    model = settings.get("model") if isinstance(settings, dict) else None
     if isinstance(model, str) and is_custom(model) and options.model != model:
         raise InputError(
-            f"{folder}: its network is {model!r}, code that a run may not start by itself; if it is yours, add --model "
-            f"{model}"
+            f"{folder}: its network is {quote(model)}, code that a run may not start by itself; if it is yours, add "
+            f"{as_option(model)}"
         )
-    return Settings.from_dict(description.get("settings")), folder
+    if options.model not in (None, model):
+        raise InputError("--resume takes every setting from the run; leave out the other options")
+    return Settings.from_dict(settings), folder
 
 
 def load_data(settings: Settings, device: torch.device, console: Console) -> tuple[ImageSet, ImageSet | None]:

@@ -41,16 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plots:
             require_matplotlib()
         chosen = [BY_NAME[name] for name in options.cases] or [case for case in CASES if not case.long]
-        found = measure(chosen, options, console)
+        report = measure(chosen, options, console)
         if options.json:
-            write_json(options.json, found)
-        written = write_plots(options.plots, chosen, found) if options.plots else []
+            write_json(options.json, report)
+        written = write_plots(options.plots, chosen, report) if options.plots else []
     except HMGError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in [*([options.json] if options.json else []), *written]:
         console.print(f"written: {path}")
-    wrong = faults(found["figures"])
+    wrong = faults(report["figures"])
     for line in wrong:
         console.print(f"[red]{line}[/red]")
     return 1 if wrong else 0
@@ -90,9 +90,9 @@ def measure(chosen: list, options: argparse.Namespace, console: Console) -> dict
     figures: list[dict[str, Any]] = []
     started = time.perf_counter()
     for case in chosen:
-        found = run_case(case, seconds=options.seconds, gpu=gpu)
-        figures += found
-        console.print(case_table(case, found, exponents(found)))
+        case_figures = run_case(case, seconds=options.seconds, gpu=gpu)
+        figures += case_figures
+        console.print(case_table(case, case_figures, exponents(case_figures)))
     if any("goal" in figure for figure in figures):
         console.print(goal_table(figures))
     about |= {"load_at_end": _load(), "seconds": time.perf_counter() - started}

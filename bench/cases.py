@@ -67,10 +67,10 @@ def ours(make: Callable[[str], Callable[[], Any]], gpu: str | None, **settings: 
 
 
 def build_pmg(*, points: int, extent: int, data: str, size: int | None = None, gpu: str | None) -> Problem:
-    whole, said = points_scene(points, data, size)
-    some, calls = _first_points(whole, LOOP_POINTS), _first_points(whole, LOOP_POINTS // 5)
+    scene, said = points_scene(points, data, size)
+    some, calls = _first_points(scene, LOOP_POINTS), _first_points(scene, LOOP_POINTS // 5)
 
-    def make(device: str, data: ImageSet = whole) -> Callable[[], Tensor]:
+    def make(device: str, data: ImageSet = scene) -> Callable[[], Tensor]:
         data = data.to(device)
         return lambda: point_to_mask(data.images, data.points, extent=extent, sizes=data.sizes)
 
@@ -78,8 +78,8 @@ def build_pmg(*, points: int, extent: int, data: str, size: int | None = None, g
         masks = torch.zeros(calls.images.shape, dtype=torch.bool)
         for image, y, x in calls.points.tolist():
             point, height, width = torch.tensor([[0, y, x]]), *calls.sizes[image].tolist()
-            own = calls.images[image : image + 1, :height, :width].contiguous()
-            masks[image, :height, :width] |= point_to_mask(own, point, extent=extent)[0]
+            plane = calls.images[image : image + 1, :height, :width].contiguous()
+            masks[image, :height, :width] |= point_to_mask(plane, point, extent=extent)[0]
         return masks
 
     rows = [
@@ -94,8 +94,8 @@ def build_pmg(*, points: int, extent: int, data: str, size: int | None = None, g
             Row(f"{TORCH}, GPU", forced("torch", on_gpu), points, device=gpu, ours=True, tolerance=GPU_TOLERANCE),
             Row(TRITON, forced("triton", on_gpu), points, device=gpu, ours=True, tolerance=GPU_TOLERANCE),
         ]
-    window = (2 * extent + 1) ** 2 * whole.images.element_size()
-    return Problem(rows, bytes_per_unit=window + whole.images.numel() / points, inputs=f"{said}, extent {extent}")
+    window = (2 * extent + 1) ** 2 * scene.images.element_size()
+    return Problem(rows, bytes_per_unit=window + scene.images.numel() / points, inputs=f"{said}, extent {extent}")
 
 
 def _first_points(data: ImageSet, count: int) -> ImageSet:
@@ -103,8 +103,8 @@ def _first_points(data: ImageSet, count: int) -> ImageSet:
     if len(data.points) <= count:
         return data
     images = int(data.points[count - 1, 0]) + 1
-    own = data.points[: int(torch.searchsorted(data.points[:, 0].contiguous(), images))]
-    return ImageSet(data.names[:images], data.images[:images], data.sizes[:images], own, dataset=data.dataset)
+    points = data.points[: int(torch.searchsorted(data.points[:, 0].contiguous(), images))]
+    return ImageSet(data.names[:images], data.images[:images], data.sizes[:images], points, dataset=data.dataset)
 
 
 # ---- labelling, FAF, update, metrics --------------------------------------------------------------------------------
@@ -135,23 +135,23 @@ def build_labels(*, images: int, side: int, blobs: int, gpu: str | None) -> Prob
 
         return bind
 
-    def as_table(found: Any) -> Tensor:
-        if isinstance(found, tuple):  # of the kernels: labels first
-            found = found[0]
-        if isinstance(found, Tensor):
-            return peers.table_of_labels(found)
-        columns = (found.image, found.area, found.sum_y, found.sum_x)
+    def as_table(output: Any) -> Tensor:
+        if isinstance(output, tuple):  # of the kernels: labels first
+            output = output[0]
+        if isinstance(output, Tensor):
+            return peers.table_of_labels(output)
+        columns = (output.image, output.area, output.sum_y, output.sum_x)
         return peers.sorted_rows(torch.stack([column.cpu() for column in columns], dim=1))
 
     def cupy() -> Callable[[], Any]:
         import cupy
         from cupyx.scipy.ndimage import label
 
-        own = [cupy.from_dlpack(plane.byte().cuda()) for plane in masks]
-        return lambda: [label(plane, cupy.ones((3, 3)))[0] for plane in own]
+        arrays = [cupy.from_dlpack(plane.byte().cuda()) for plane in masks]
+        return lambda: [label(plane, cupy.ones((3, 3)))[0] for plane in arrays]
 
-    def cupy_table(found: list[Any]) -> Tensor:
-        return peers.table_of_labels(torch.stack([torch.from_dlpack(plane) for plane in found]))
+    def cupy_table(labels: list[Any]) -> Tensor:
+        return peers.table_of_labels(torch.stack([torch.from_dlpack(plane) for plane in labels]))
 
     sort = peers.sorted_rows
     rows = [
@@ -208,7 +208,7 @@ def _corrections(
     images, height, width = prediction.shape
     some = min(images, loops)
     before = torch.zeros_like(prediction) if initial is None else initial
-    own = (prediction[:some].numpy(), before[:some].numpy(), peers.split_points(points, images)[:some])
+    arrays = (prediction[:some].numpy(), before[:some].numpy(), peers.split_points(points, images)[:some])
 
     def make(device: str) -> Callable[[], Tensor]:
         where, mask = points.to(device), prediction.to(device)
@@ -218,11 +218,11 @@ def _corrections(
         return lambda: update(mask, first, where, radius=peers.RADIUS)
 
     rows = [
-        Row(NUMPY, lambda: peers.reference_update(*own), some, torch.from_numpy),
+        Row(NUMPY, lambda: peers.reference_update(*arrays), some, torch.from_numpy),
         peers.peer(
-            REGIONPROPS, lambda: lambda: peers.regionprops_update(*own), "skimage", units=some, read=torch.from_numpy
+            REGIONPROPS, lambda: lambda: peers.regionprops_update(*arrays), "skimage", units=some, read=torch.from_numpy
         ),
-        peers.peer(OPENCV, lambda: lambda: peers.opencv_update(*own), "cv2", units=some, read=torch.from_numpy),
+        peers.peer(OPENCV, lambda: lambda: peers.opencv_update(*arrays), "cv2", units=some, read=torch.from_numpy),
         *ours(make, gpu, units=images),
     ]
     planes = 2 if initial is None else 3  # read the prediction, read the initial mask, write: one byte a pixel each
@@ -235,11 +235,11 @@ def build_metrics(*, images: int, side: int, blobs: int, gpu: str | None) -> Pro
     pair = prediction.numpy(), target.numpy()
 
     def make(device: str) -> Callable[[], Tensor]:
-        found, truth = prediction.to(device), target.to(device)
-        return lambda: detection_counts(found, truth, distance=peers.DISTANCE).sum(0)
+        predicted, truth = prediction.to(device), target.to(device)
+        return lambda: detection_counts(predicted, truth, distance=peers.DISTANCE).sum(0)
 
-    def counts(found: Tensor) -> Tensor:
-        return found.cpu()[[0, 1, 2, 4]]  # as peers.COUNTED
+    def counts(totals: Tensor) -> Tensor:
+        return totals.cpu()[[0, 1, 2, 4]]  # as peers.COUNTED
 
     rows = [
         Row(NUMPY, lambda: peers.reference_metrics(*pair), images),
@@ -301,15 +301,15 @@ def _state(step: TrainingStep) -> Tensor:
 
 
 def build_loader(*, batch: int, patch: int, data: str, size: int | None = None, gpu: str | None) -> Problem:
-    whole = training_set(data, None if size is None else 2 * batch, size)
-    plan = draw_epoch(whole.sizes, batch, patch, seed=0, epoch=0)[0]
-    masks = point_to_mask(whole.images, whole.points, sizes=whole.sizes)
+    train_set = training_set(data, None if size is None else 2 * batch, size)
+    plan = draw_epoch(train_set.sizes, batch, patch, seed=0, epoch=0)[0]
+    masks = point_to_mask(train_set.images, train_set.points, sizes=train_set.sizes)
     device = gpu or "cpu"
-    moved, labels, rows = whole.to(device), masks.to(device), plan.to(device)
-    training, bare = _trainer(whole, masks, patch, device), _bare_trainer(whole, masks, patch, plan, device)
+    moved, labels, rows = train_set.to(device), masks.to(device), plan.to(device)
+    training, bare = _trainer(train_set, masks, patch, device), _bare_trainer(train_set, masks, patch, plan, device)
 
-    def joined(found: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat((found[0].cpu(), found[1].cpu().float()), dim=1)
+    def joined(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat((pair[0].cpu(), pair[1].cpu().float()), dim=1)
 
     def expected() -> Tensor:
         bare()
@@ -317,13 +317,13 @@ def build_loader(*, batch: int, patch: int, data: str, size: int | None = None, 
 
     common = {"device": device, "tolerance": GPU_TOLERANCE if gpu else 0.0, "ours": True}
     step_row = Row(STEP, lambda: training(rows), batch, lambda _: _state(training.step), expected, **common)
-    found = [
-        Row("NumPy, image by image", lambda: peers.loop_crops(whole, masks, plan, patch), batch, joined),
+    table_rows = [
+        Row("NumPy, image by image", lambda: peers.loop_crops(train_set, masks, plan, patch), batch, joined),
         Row(CROPS, lambda: cut_crops(moved, labels, rows, patch), batch, joined, **common),
         step_row,
     ]
     least = 2 * patch * patch + 5 * patch * patch  # read a byte of image and of mask, write float32 and bool
-    return Problem(found, STEP, least, f"{len(whole)} images of {whole.dataset} in memory")
+    return Problem(table_rows, STEP, least, f"{len(train_set)} images of {train_set.dataset} in memory")
 
 
 def build_step(*, batch: int, data: str, weights: str, size: int | None = None, gpu: str | None) -> Problem:
@@ -331,65 +331,65 @@ def build_step(*, batch: int, data: str, weights: str, size: int | None = None, 
     device = gpu or "cpu"
     prediction, initial, points, said = predicted_scene(batch, weights, data, size)
     moved = [tensor.to(device) for tensor in (prediction, initial, points)]
-    whole, side = training_set(data, batch, size), prediction.shape[-1]
+    train_set, side = training_set(data, batch, size), prediction.shape[-1]
     plan = torch.zeros((batch, 6), dtype=torch.int64)
     plan[:, 0] = torch.arange(batch)
     rows = plan.to(device)
-    bare = _bare_trainer(whole, initial, side, plan, device)
-    alone, both = (_trainer(whole, initial, side, device) for _ in range(2))
+    bare = _bare_trainer(train_set, initial, side, plan, device)
+    alone, both = (_trainer(train_set, initial, side, device) for _ in range(2))
 
     def with_update() -> Tensor:
         both(rows)
         return update(*moved, radius=peers.RADIUS)
 
     def by_hand() -> Tensor:
-        own = prediction.numpy(), initial.numpy(), peers.split_points(points, batch)
-        return torch.from_numpy(peers.reference_update(*own))
+        arrays = prediction.numpy(), initial.numpy(), peers.split_points(points, batch)
+        return torch.from_numpy(peers.reference_update(*arrays))
 
     common = {"units": batch, "device": device, "tolerance": GPU_TOLERANCE if gpu else 0.0}
-    found = [
+    table_rows = [
         Row(PLAIN_STEP, bare, read=lambda _: _state(bare.step), **common),
         Row(STEP, lambda: alone(rows), read=lambda _: _state(alone.step), ours=True, **common),
         Row("ACM training step, then the update", with_update, read=lambda _: _state(both.step), ours=True, **common),
         Row(OWN_UPDATE, lambda: update(*moved, radius=peers.RADIUS), expected=by_hand, ours=True, **common),
     ]
-    return Problem(found, STEP, None, describe(prediction, said))
+    return Problem(table_rows, STEP, None, describe(prediction, said))
 
 
 def build_ways(*, batch: int, data: str, ways: Sequence[str], size: int | None = None, gpu: str | None) -> Problem:
     """The ways to run a step; all start from the same weights, so their first loss is compared."""
     device = gpu or "cpu"
-    whole = training_set(data, batch, size)
-    masks = point_to_mask(whole.images, whole.points, sizes=whole.sizes)
+    train_set = training_set(data, batch, size)
+    masks = point_to_mask(train_set.images, train_set.points, sizes=train_set.sizes)
     plan = torch.zeros((batch, 6), dtype=torch.int64)
     plan[:, 0] = torch.arange(batch)
     rows, patch = plan.to(device), 64 if size else 256
-    bare = _bare_trainer(whole, masks, patch, plan, device)
-    found = [Row(PLAIN_STEP, bare, batch, lambda loss: loss.detach().cpu()[None], device=device)]
+    bare = _bare_trainer(train_set, masks, patch, plan, device)
+    table_rows = [Row(PLAIN_STEP, bare, batch, lambda loss: loss.detach().cpu()[None], device=device)]
     for way in ways:
         settings, tolerance = WAYS[way]
         try:
-            run = _trainer(whole, masks, patch, device, **settings)
+            run = _trainer(train_set, masks, patch, device, **settings)
         except InputError as error:
-            found.append(Row(f"ACM step, {way}", None, why=f"not measured: {error}"))
+            table_rows.append(Row(f"ACM step, {way}", None, why=f"not measured: {error}"))
             continue
         common = {"device": device, "ours": True, "tolerance": tolerance}
-        found.append(Row(f"ACM step, {way}", lambda run=run: run(rows)[:1].float(), batch, **common))
-    return Problem(found, None, None, f"{batch} images of {whole.dataset}")
+        table_rows.append(Row(f"ACM step, {way}", lambda run=run: run(rows)[:1].float(), batch, **common))
+    return Problem(table_rows, None, None, f"{batch} images of {train_set.dataset}")
 
 
 # ---- masks from a store ---------------------------------------------------------------------------------------------
 
 
 def build_store(*, images: int, data: str, size: int | None = None, gpu: str | None) -> Problem:
-    whole = training_set(data, images, size)
+    train_set = training_set(data, images, size)
     extent = 10
     folder = tempfile.TemporaryDirectory(prefix="hmg_bench_")  # goes when the rows that hold it go
     store = Path(folder.name) / "set.h5"
-    write_store(store, [whole])
+    write_store(store, [train_set])
 
     def loop() -> Tensor:
-        parts = [peers.reference_masks(one, extent) for one in iterate_store(store, "train", 1)]
+        parts = [peers.reference_masks(image_set, extent) for image_set in iterate_store(store, "train", 1)]
         return torch.cat(parts)
 
     def batched(device: str, files: bool) -> Callable[[], Tensor]:
@@ -408,9 +408,9 @@ def build_store(*, images: int, data: str, size: int | None = None, gpu: str | N
         return run
 
     def from_files(_: Tensor) -> Tensor:
-        return torch.stack([torch.from_numpy(read_mask(Path(folder.name) / f"{name}.png")) for name in whole.names])
+        return torch.stack([torch.from_numpy(read_mask(Path(folder.name) / f"{name}.png")) for name in train_set.names])
 
-    count = len(whole)
+    count = len(train_set)
     rows = [
         Row("NumPy reference, image by image", loop, count),
         Row(TORCH, batched("cpu", files=False), count, ours=True),
@@ -423,8 +423,8 @@ def build_store(*, images: int, data: str, size: int | None = None, gpu: str | N
             Row(TRITON, batched(gpu, files=False), count, ours=True),
             Row("hmg_gpu, Triton, and PNG files", batched(gpu, files=True), count, from_files, ours=True),
         ]
-    side = whole.images[0].numel()
-    inputs = f"{count} images of {whole.dataset}, {store.stat().st_size / 1e6:.1f} MB in the store"
+    side = train_set.images[0].numel()
+    inputs = f"{count} images of {train_set.dataset}, {store.stat().st_size / 1e6:.1f} MB in the store"
     return Problem(rows, None, 2 * side, inputs)
 
 

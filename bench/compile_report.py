@@ -120,10 +120,10 @@ def report(targets: list[str], jobs: int) -> list[dict]:
 
 def faults(row: dict) -> list[str]:
     """Why a row is not acceptable; empty where it is."""
-    found = [f"spills {row['spills']}"] if row["spills"] else []
+    problems = [f"spills {row['spills']}"] if row["spills"] else []
     if row["target"].startswith("sm_") and row["registers"] > blocks.MAX_REGISTERS:
-        found.append(f"{row['registers']} registers")
-    return found
+        problems.append(f"{row['registers']} registers")
+    return problems
 
 
 def main(arguments: list[str] | None = None) -> int:

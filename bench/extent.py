@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
 
     table = Table("set", "split", "points", "scale", "part", "chosen", "IoU %", "best", "IoU %", "lost")
-    found = []
+    measured = []
     for row in rows(options):
-        found.append(row)
-        write_json(options.json, {"rows": found, "versions": provenance()})
+        measured.append(row)
+        write_json(options.json, {"rows": measured, "versions": provenance()})
         chosen, best = row["iou"], row["best_iou"]
         names = (str(row[name]) for name in ("set", "split", "points", "scale", "part", "chosen"))
         table.add_row(*names, percent(chosen), str(row["best"]), percent(best), percent(best - chosen))

@@ -221,24 +221,24 @@ def peers(prediction: Tensor) -> dict:
     from kornia.contrib import connected_components_union_find
     from scipy import ndimage
 
-    found = {}
+    timings = {}
     if len(prediction) <= 256:
         planes = prediction[:, None]
-        found["kornia"] = milliseconds(lambda: connected_components_union_find(planes), runs=5)
+        timings["kornia"] = milliseconds(lambda: connected_components_union_find(planes), runs=5)
     if importlib.util.find_spec("cupy") and importlib.util.find_spec("cupyx"):
         import cupy
         from cupyx.scipy.ndimage import label
 
         planes = [cupy.from_dlpack(plane.byte()) for plane in prediction]
         eight = cupy.ones((3, 3))
-        found["cupy"] = milliseconds(lambda: [label(plane, eight) for plane in planes], runs=5)
+        timings["cupy"] = milliseconds(lambda: [label(plane, eight) for plane in planes], runs=5)
     if len(prediction) <= 64:
         planes = prediction.cpu().numpy()
         start = time.perf_counter()
         for plane in planes:
             ndimage.label(plane, [[1, 1, 1]] * 3)
-        found["scipy"] = {"median_ms": 1e3 * (time.perf_counter() - start), "runs": 1}
-    return found
+        timings["scipy"] = {"median_ms": 1e3 * (time.perf_counter() - start), "runs": 1}
+    return timings
 
 
 def time_densities(_quick: bool) -> dict:

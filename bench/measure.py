@@ -115,9 +115,9 @@ def run_case(case: Case, *, seconds: float, gpu: str | None = None, toy: bool = 
     figures: list[Figure] = []
     slow: set[str] = set()
     for value in case.values[:2] if toy else case.values:
-        found = _run_problem(case, case.build(**(sizes | {case.axis: value}), gpu=gpu), value, seconds, slow)
-        slow |= {figure["row"] for figure in found if figure["state"].startswith("left out")}
-        figures += found
+        measured = _run_problem(case, case.build(**(sizes | {case.axis: value}), gpu=gpu), value, seconds, slow)
+        slow |= {figure["row"] for figure in measured if figure["state"].startswith("left out")}
+        figures += measured
     return figures
 
 
@@ -134,11 +134,11 @@ def _run_problem(case: Case, problem: Problem, value: Any, seconds: float, slow:
             figure["state"] = "left out: too slow at the size before"
         else:
             start = time.perf_counter()
-            found = row.read(row.call())
+            output = row.read(row.call())
             took = time.perf_counter() - start
             if reference is None:
-                reference = found
-            wrong = difference(reference if row.expected is None else row.expected(), found, row.tolerance)
+                reference = output
+            wrong = difference(reference if row.expected is None else row.expected(), output, row.tolerance)
             if wrong:
                 figure["state"] = f"wrong: {wrong}"
             elif took > PATIENCE * seconds > 0 and row.name not in needed and not case.long:
@@ -187,24 +187,24 @@ def _blank(case: Case, problem: Problem, row: Row, value: Any) -> Figure:
     }
 
 
-def difference(expected: Tensor, found: Tensor, tolerance: float = 0.0) -> str:
+def difference(expected: Tensor, actual: Tensor, tolerance: float = 0.0) -> str:
     """What tells two results apart, in words, or nothing; the longer one is cut to the other's length.
 
     ``tolerance``: of floats the largest difference, as a share of the largest value; of masks the pixels that may
     differ, as a share of the foreground.
     """
-    length = min(len(expected), len(found))
-    if length == 0 and (len(expected) or len(found)):
-        return f"{len(found)} results instead of {len(expected)}"
-    expected, found = expected[:length], found[:length]
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return f"{found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
-    if torch.equal(expected, found):
+    length = min(len(expected), len(actual))
+    if length == 0 and (len(expected) or len(actual)):
+        return f"{len(actual)} results instead of {len(expected)}"
+    expected, actual = expected[:length], actual[:length]
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return f"{actual.dtype} {list(actual.shape)} instead of {expected.dtype} {list(expected.shape)}"
+    if torch.equal(expected, actual):
         return ""
-    differ = int((expected != found).sum())
+    differ = int((expected != actual).sum())
     if expected.dtype == torch.bool and differ <= tolerance * int(expected.sum()):
         return ""
-    if expected.is_floating_point() and (expected - found).abs().max() <= tolerance * expected.abs().max():
+    if expected.is_floating_point() and (expected - actual).abs().max() <= tolerance * expected.abs().max():
         return ""
     return f"{differ} of {expected.numel()} values differ"
 
@@ -218,20 +218,20 @@ def exponents(figures: Sequence[Figure]) -> list[Figure]:
     fits = []
     timed = [figure for figure in figures if figure["state"] == "timed" and "axis" in figure]
     for case, row in dict.fromkeys((figure["case"], figure["row"]) for figure in timed):
-        own = [figure for figure in timed if (figure["case"], figure["row"]) == (case, row)]
-        whole = {
-            figure["value"]: max(other["units"] for other in figures if _same_size(other, figure)) for figure in own
+        sweep = [figure for figure in timed if (figure["case"], figure["row"]) == (case, row)]
+        most_units = {
+            figure["value"]: max(other["units"] for other in figures if _same_size(other, figure)) for figure in sweep
         }
-        work = np.log([figure["work"] for figure in own])
-        cost = np.log([figure["median"] / figure["units"] * whole[figure["value"]] for figure in own])
-        if len(own) >= 3:
-            overall, tail = (float(np.polyfit(work[-n:], cost[-n:], 1)[0]) for n in (len(own), 3))
-            fits.append({"case": case, "row": row, "axis": own[0]["axis"], "overall": overall, "tail": tail})
+        work = np.log([figure["work"] for figure in sweep])
+        cost = np.log([figure["median"] / figure["units"] * most_units[figure["value"]] for figure in sweep])
+        if len(sweep) >= 3:
+            overall, tail = (float(np.polyfit(work[-n:], cost[-n:], 1)[0]) for n in (len(sweep), 3))
+            fits.append({"case": case, "row": row, "axis": sweep[0]["axis"], "overall": overall, "tail": tail})
     return fits
 
 
-def _same_size(one: Figure, other: Figure) -> bool:
-    return (one["case"], one.get("value")) == (other["case"], other.get("value"))
+def _same_size(figure: Figure, other: Figure) -> bool:
+    return (figure["case"], figure.get("value")) == (other["case"], other.get("value"))
 
 
 def forced(backend: str, call: Callable[[], Any]) -> Callable[[], Any]:

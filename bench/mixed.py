@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for points in POINTS:
         sets = [load_folder(Path(os.environ["HMG_DATA"]) / name, "train", points=points) for name in SETS]
-        whole = join(sets)
-        maker = Pmg(extent="auto").fit(whole)
+        joined = join(sets)
+        maker = Pmg(extent="auto").fit(joined)
         single = Pmg(extent=maker.extent)
         first = 0
         for data in sets:
-            part = whole.subset(range(first, first + len(data)))
+            part = joined.subset(range(first, first + len(data)))
             first += len(data)
             best = max((iou(Pmg(extent=extent), data), extent) for extent in FIXED)
             row = {"set": data.dataset, "points": points, "auto": iou(maker, part), "one extent": iou(single, part)}

@@ -62,7 +62,7 @@ def near(centroids: NDArray, points: NDArray) -> NDArray:
 
 def reference_update(prediction: NDArray, initial: NDArray, points: Iterable[NDArray]) -> NDArray:
     triples = zip(prediction, initial, points, strict=True)
-    return np.stack([reference.update(one, before, own, RADIUS) for one, before, own in triples])
+    return np.stack([reference.update(predicted, before, clicks, RADIUS) for predicted, before, clicks in triples])
 
 
 def regionprops_update(prediction: NDArray, initial: NDArray, points: Iterable[NDArray]) -> NDArray:
@@ -70,9 +70,9 @@ def regionprops_update(prediction: NDArray, initial: NDArray, points: Iterable[N
     from skimage.measure import label, regionprops
 
     hybrid = initial.copy()
-    for index, own in enumerate(points):
+    for index, clicks in enumerate(points):
         for region in regionprops(label(prediction[index], connectivity=2)):
-            if near(np.array([region.centroid]), own)[0]:
+            if near(np.array([region.centroid]), clicks)[0]:
                 hybrid[index][tuple(region.coords.T)] = True
     return hybrid
 
@@ -82,9 +82,9 @@ def opencv_update(prediction: NDArray, initial: NDArray, points: Iterable[NDArra
     import cv2
 
     hybrid = np.empty_like(initial)
-    for index, own in enumerate(points):
+    for index, clicks in enumerate(points):
         _, labels, _, centroids = cv2.connectedComponentsWithStats(prediction[index].view(np.uint8), connectivity=8)
-        kept = np.concatenate(([False], near(centroids[1:, ::-1], own)))
+        kept = np.concatenate(([False], near(centroids[1:, ::-1], clicks)))
         np.logical_or(initial[index], kept[labels], out=hybrid[index])
     return hybrid
 
@@ -147,8 +147,8 @@ COUNTED = ("intersection", "union", "matched", "false_alarm_pixels")
 
 
 def reference_metrics(prediction: NDArray, target: NDArray) -> Tensor:
-    found = reference.detection_metrics(list(zip(prediction, target, strict=True)), DISTANCE)
-    return torch.tensor([found[name] for name in COUNTED])
+    metrics = reference.detection_metrics(list(zip(prediction, target, strict=True)), DISTANCE)
+    return torch.tensor([metrics[name] for name in COUNTED])
 
 
 def regionprops_metrics(prediction: NDArray, target: NDArray) -> Tensor:
@@ -156,10 +156,10 @@ def regionprops_metrics(prediction: NDArray, target: NDArray) -> Tensor:
     from skimage.measure import label, regionprops
 
     intersection = union = matched = false_alarms = 0
-    for found, truth in zip(prediction, target, strict=True):
-        intersection += int(np.logical_and(found, truth).sum())
-        union += int(np.logical_or(found, truth).sum())
-        left = list(regionprops(label(found, connectivity=2)))
+    for predicted, truth in zip(prediction, target, strict=True):
+        intersection += int(np.logical_and(predicted, truth).sum())
+        union += int(np.logical_or(predicted, truth).sum())
+        left = list(regionprops(label(predicted, connectivity=2)))
         for wanted in regionprops(label(truth, connectivity=2)):
             for candidate in left:
                 if np.linalg.norm(np.array(candidate.centroid) - np.array(wanted.centroid)) < DISTANCE:

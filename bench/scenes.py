@@ -47,10 +47,10 @@ def points_scene(points: int, name: str, size: int | None = None) -> tuple[Image
         return _with_points(data.subset(range(int(rows[-1, 0]) + 1)), rows), f"{points} points of {data.dataset}"
     copies = min(-(-points // here), max(1, MOST_IMAGES // len(data)))
     shift = torch.tensor([len(data), 0, 0])
-    whole = torch.cat([data.points + copy * shift for copy in range(copies)])  # [copies * here, 3], by image
-    clicks = -(-points // len(whole))
+    copied = torch.cat([data.points + copy * shift for copy in range(copies)])  # [copies * here, 3], by image
+    clicks = -(-points // len(copied))
     generator = torch.Generator().manual_seed(0)
-    rows = whole.repeat_interleave(clicks, dim=0)
+    rows = copied.repeat_interleave(clicks, dim=0)
     rows[:, 1:] += torch.randint(-2, 3, (len(rows), 2), generator=generator) * (clicks > 1)
     sizes = data.sizes.repeat(copies, 1)
     rows[:, 1:] = torch.minimum(rows[:, 1:].clamp(min=0), sizes[rows[:, 0]] - 1)

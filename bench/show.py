@@ -101,12 +101,12 @@ def plot_sweep(path: str | os.PathLike, case: Case, figures: Sequence[Figure], f
     tails = {fit["row"]: fit["tail"] for fit in fits}
     timed = [figure for figure in figures if figure["state"] == "timed"]
     for colour, row in zip(COLOURS, dict.fromkeys(figure["row"] for figure in timed), strict=False):
-        own = [figure for figure in timed if figure["row"] == row]
-        x = [figure["value"] for figure in own]
+        row_figures = [figure for figure in timed if figure["row"] == row]
+        x = [figure["value"] for figure in row_figures]
         label = row if row not in tails else f"{row} (cost ~ {_work(case.axis)}^{tails[row]:.2f})"
-        ours = own[0]["ours"]
-        axes.plot(x, [f["per_second"] for f in own], "-o" if ours else "--s", color=colour, ms=4, label=label)
-        low, high = ([f["units"] / f[name] for f in own] for name in ("high", "low"))
+        ours = row_figures[0]["ours"]
+        axes.plot(x, [f["per_second"] for f in row_figures], "-o" if ours else "--s", color=colour, ms=4, label=label)
+        low, high = ([f["units"] / f[name] for f in row_figures] for name in ("high", "low"))
         axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -125,13 +125,13 @@ def plot_sweep(path: str | os.PathLike, case: Case, figures: Sequence[Figure], f
     write_bytes(path, content.getbuffer())
 
 
-def write_plots(folder: str | os.PathLike, cases: Sequence[Case], found: Mapping[str, Any]) -> list[Path]:
+def write_plots(folder: str | os.PathLike, cases: Sequence[Case], report: Mapping[str, Any]) -> list[Path]:
     """One PNG for each sweep with at least two sizes: FOLDER/throughput-CASE.png."""
     written = []
     for case in cases:
-        own = [figure for figure in found["figures"] if figure["case"] == case.name]
-        if case.axis and len({figure["value"] for figure in own if figure["state"] == "timed"}) > 1:
+        case_figures = [figure for figure in report["figures"] if figure["case"] == case.name]
+        if case.axis and len({figure["value"] for figure in case_figures if figure["state"] == "timed"}) > 1:
             path = Path(folder) / f"throughput-{case.name}.png"
-            plot_sweep(path, case, own, [fit for fit in found["exponents"] if fit["case"] == case.name])
+            plot_sweep(path, case, case_figures, [fit for fit in report["exponents"] if fit["case"] == case.name])
             written.append(path)
     return written

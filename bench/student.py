@@ -88,19 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)
 
     console = Console()
-    found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     for case in () if options.show else cases(options):
         steps = {"steps": options.steps} if options.steps else {}
         settings = StudentSettings(seed=case.seed, **{**case.change, **steps})
-        if found.get(case.name, {}).get("settings") == asdict(settings):
+        if results.get(case.name, {}).get("settings") == asdict(settings):
             continue
         console.print(f"{case.name} ...", highlight=False)
         machine = {"threads": options.threads, "load": os.getloadavg(), "device": options.device}
-        case_found = run(case, torch.device(options.device), settings)
-        found[case.name] = case_found | {"settings": asdict(settings), "machine": machine, "versions": provenance()}
-        write_json(options.json, found)
+        result = run(case, torch.device(options.device), settings)
+        results[case.name] = result | {"settings": asdict(settings), "machine": machine, "versions": provenance()}
+        write_json(options.json, results)
     wide = console if console.is_terminal else Console(width=WIDTH)
-    for table in tables(found):
+    for table in tables(results):
         wide.print(table)
     return 0
 
@@ -134,10 +134,10 @@ def one_change(text: str) -> dict[str, float]:
 def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str, Any]:
     """Train one student and measure what it makes of its own points and others."""
     sets = [load(name, case.points, device) for name in case.sets]
-    truths = [one.masks for one in sets]
-    for one in sets:
-        one.masks = None
-    makers = [Pmg().fit(one) for one in sets]
+    truths = [data.masks for data in sets]
+    for data in sets:
+        data.masks = None
+    makers = [Pmg().fit(data) for data in sets]
     extents = [maker.extent for maker in makers]
     rounds: list[dict[str, Any]] = []
     measuring = 0.0
@@ -147,10 +147,10 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
         nonlocal measuring
         begun = time.perf_counter()
         rows = {}
-        for name, one, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
-            masks = student.masks(one, pmg)
-            known = replace(one, masks=truth)
-            like_pmg = measure(masks, replace(one, masks=pmg.masks(one)))["iou"]
+        for name, data, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
+            masks = student.masks(data, pmg)
+            known = replace(data, masks=truth)
+            like_pmg = measure(masks, replace(data, masks=pmg.masks(data)))["iou"]
             rows[name] = measure(masks, known) | {"sizes": size_classes_of(masks, known), "like PMG": like_pmg}
         alike = agreement(student, sets, extents, [student.threshold])[0]
         rounds.append({"threshold": student.threshold, "agreement": alike, "sets": rows})
@@ -160,9 +160,9 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
     seconds = {"training": time.perf_counter() - start - measuring, "process": time.process_time() - busy}
     begun = time.perf_counter()
     more = {}
-    for name, one, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
+    for name, data, truth, pmg in zip(case.sets, sets, truths, makers, strict=True):
         other = None if name == SYNTHETIC else load(name, POINTS[POINTS[0] == case.points], device).points
-        more[name] = variants(student, replace(one, masks=truth), pmg, case, other)
+        more[name] = variants(student, replace(data, masks=truth), pmg, case, other)
     seconds["measuring"] = measuring + time.perf_counter() - begun
     return {"rounds": rounds, "more": more, "seconds": seconds}
 
@@ -179,30 +179,30 @@ def variants(student: Student, data: ImageSet, pmg: Pmg, case: Case, other: Tens
     ``other``: the other kind of points of the same targets.
     """
 
-    def iou(maker: Student, one: ImageSet) -> float:
-        return measure(maker.masks(one, pmg), one)["iou"]
+    def iou(maker: Student, image_set: ImageSet) -> float:
+        return measure(maker.masks(image_set, pmg), image_set)["iou"]
 
-    found: dict[str, Any] = {"teacher": measure(pmg.masks(data), data)}
+    result: dict[str, Any] = {"teacher": measure(pmg.masks(data), data)}
     if case.change or case.seed or len(case.sets) > 1:
-        return found
+        return result
     soft = student.probabilities(data.images, data.points, extent=pmg.extent, sizes=data.sizes)
     fallback, link = masks_around(data, student.settings.radius, pmg), student.settings.link
     place = (data.points, data.images.shape, data.sizes)
-    found["levels"] = {
+    result["levels"] = {
         level: measure(paste(choose(soft, fallback, level, link), *place), data)["iou"] for level in LEVELS
     }
-    found["teacher"]["sizes"] = size_classes_of(pmg.masks(data), data)
+    result["teacher"]["sizes"] = size_classes_of(pmg.masks(data), data)
     plain = replace(student.settings, flips=False)
-    found["no flips"] = iou(Student(student.networks, plain, student.threshold), data)
-    found["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
+    result["no flips"] = iou(Student(student.networks, plain, student.threshold), data)
+    result["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
     if other is None:
-        return found
-    found["other points"] = iou(student, replace(data, points=other))
-    found["moved"] = {}
+        return result
+    result["other points"] = iou(student, replace(data, points=other))
+    result["moved"] = {}
     for pixels in (1, 2, 3, 4):
         moved = replace(data, points=move_points(data, pixels))
-        found["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg.masks(moved), moved)["iou"]}
-    return found
+        result["moved"][pixels] = {"student": iou(student, moved), "teacher": measure(pmg.masks(moved), moved)["iou"]}
+    return result
 
 
 def move_points(data: ImageSet, pixels: int) -> Tensor:
@@ -214,22 +214,22 @@ def move_points(data: ImageSet, pixels: int) -> Tensor:
     return torch.cat((data.points[:, :1], moved), dim=1)
 
 
-def tables(found: Mapping[str, Any]) -> Iterator[Table]:
+def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """The figures of a file as tables: IoU of masks in per cent unless said otherwise."""
     plain: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for name, case in found.items():
+    for name, case in results.items():
         group, points, _, _, *change = name.split()
         if not change:
-            for one in case["more"]:
-                plain.setdefault((group, one, points), []).append(case)
+            for dataset in case["more"]:
+                plain.setdefault((group, dataset, points), []).append(case)
     columns = ("teacher", "by seed", "mean", "asked", "Pd", "Fa", "seconds")
     by_seed = Table("trained on", "set", "points", *columns, title="students by seed")
-    for (group, one, points), runs in plain.items():
-        last = [case["rounds"][-1]["sets"][one] for case in runs]
+    for (group, dataset, points), runs in plain.items():
+        last = [case["rounds"][-1]["sets"][dataset] for case in runs]
         by_seed.add_row(
-            group, one, points, percent(runs[0]["more"][one]["teacher"]["iou"]),
+            group, dataset, points, percent(runs[0]["more"][dataset]["teacher"]["iou"]),
             " ".join(percent(row["iou"]) for row in last), mean([row["iou"] for row in last]),
-            str(ASKED.get((one, points), "")), mean([row["pd"] for row in last]),
+            str(ASKED.get((dataset, points), "")), mean([row["pd"] for row in last]),
             f"{1e6 * statistics.mean(row['fa'] for row in last):.2f}",
             " ".join(f"{case['seconds']['training']:.0f}" for case in runs),
         )  # fmt: skip
@@ -242,7 +242,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
     yield filled("by target size: teacher, student", first, (), sizes)
     columns = ("set", "points", "seed", "changed", "by round", "like PMG", "agreement", "seconds")
     changes = Table(*columns, title="settings changed")
-    for name, case in found.items():
+    for name, case in results.items():
         group, points, _, seed, *change = name.split()
         if "+" not in group:
             by_round = " ".join(percent(step["sets"][group]["iou"]) for step in case["rounds"])
@@ -261,13 +261,13 @@ def filled(
 ) -> Table:
     """A table with a row for each case: what it was trained on, the set, the points and what ``row`` makes of them."""
     table = Table("trained on", "set", "points", *columns, title=title)
-    for (group, one, points), case in cases.items():
-        table.add_row(group, one, points, *row(case, one))
+    for (group, dataset, points), case in cases.items():
+        table.add_row(group, dataset, points, *row(case, dataset))
     return table
 
 
-def otherwise(case: Mapping[str, Any], one: str) -> list[str]:
-    more = case["more"][one]
+def otherwise(case: Mapping[str, Any], dataset: str) -> list[str]:
+    more = case["more"][dataset]
     cells = [percent(more["no flips"]), mean(more["one network"])]
     if "moved" in more:
         cells.append(percent(more["other points"]))
@@ -275,12 +275,12 @@ def otherwise(case: Mapping[str, Any], one: str) -> list[str]:
     return cells
 
 
-def by_level(case: Mapping[str, Any], one: str) -> list[str]:
-    return [percent(value) for value in case["more"][one]["levels"].values()]
+def by_level(case: Mapping[str, Any], dataset: str) -> list[str]:
+    return [percent(value) for value in case["more"][dataset]["levels"].values()]
 
 
-def sizes(case: Mapping[str, Any], one: str) -> list[str]:
-    teacher, student = case["more"][one]["teacher"]["sizes"], case["rounds"][-1]["sets"][one]["sizes"]
+def sizes(case: Mapping[str, Any], dataset: str) -> list[str]:
+    teacher, student = case["more"][dataset]["teacher"]["sizes"], case["rounds"][-1]["sets"][dataset]["sizes"]
     return [f"{name}: {percent(teacher[name]['iou'])} {percent(student[name]['iou'])}" for name in student]
 
 

@@ -72,12 +72,12 @@ def scan_kernel(
     tile = tl.program_id(0) % tiles_n
     base = image * height * width
     rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
-    found = scan_tile(
+    is_filled = scan_tile(
         mask + base, mask, plane + base, tile, rows, columns, height, width, 0.0, 0.0, 0.0, False, False, False,
         TILE_H, TILE_W,
     )  # fmt: skip
-    tl.store(filled + tl.program_id(0), found)
-    if found > 0:
+    tl.store(filled + tl.program_id(0), is_filled)
+    if is_filled > 0:
         tl.debug_barrier()  # blocks are laid out over the lanes otherwise than the pixels that were just written
         by, bx = block_lanes(tile, tiles_x, TILE_H, TILE_W)
         p00, p01, p10, p11 = block_pixels(plane + base, by, bx, height, width)

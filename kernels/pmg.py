@@ -61,11 +61,11 @@ def boundary(
     edge = tl.min(tl.where((k > peak) & ~transition, k, ALONG), axis=0)  # e + 1
     edge = tl.minimum(edge, reach)
     threshold = tl.sum(tl.where(k == edge, vsum, 0.0), axis=0)
-    found = tl.min(tl.where((vsum <= threshold) & (k <= reach), k, ALONG), axis=0)
+    end = tl.min(tl.where((vsum <= threshold) & (k <= reach), k, ALONG), axis=0)
     # A flat profile, and a region that holds NaN or Inf, end at the point.
     finite = tl.abs(tl.sum(vsum, axis=0)) < float("inf")
-    found = tl.where((largest.to(tl.float64) * reach.to(tl.float64) > total) & finite, found, 0)
-    return tl.where(reach < 2, reach, found)  # fewer than three pixels: the last
+    end = tl.where((largest.to(tl.float64) * reach.to(tl.float64) > total) & finite, end, 0)
+    return tl.where(reach < 2, reach, end)  # fewer than three pixels: the last
 
 
 @triton.jit
@@ -92,9 +92,9 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
     c = x0 + tl.arange(0, COLUMNS)  # [C]
     in_columns = c < x1
     centre = tl.load(image + y * width + x).to(tl.float32)
-    own = tl.load(image + y * width + c, mask=in_columns, other=0).to(tl.float32)
-    own_min, own_max = (tl.where(in_columns, own, infinity), tl.where(in_columns, own, -infinity))
-    own_sum = tl.where(in_columns, own, 0.0).to(tl.float64)
+    line = tl.load(image + y * width + c, mask=in_columns, other=0).to(tl.float32)
+    line_min, line_max = (tl.where(in_columns, line, infinity), tl.where(in_columns, line, -infinity))
+    line_sum = tl.where(in_columns, line, 0.0).to(tl.float64)
     # Column by column: minimum, maximum and sum of the rows above and below the point's own.
     up_min = tl.full((COLUMNS,), infinity, tl.float32)
     up_max = tl.full((COLUMNS,), -infinity, tl.float32)
@@ -115,22 +115,22 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
         start += ROWS
 
     height_box, width_box = y1 - y0, x1 - x0
-    all_min = tl.minimum(tl.minimum(up_min, own_min), down_min)
-    all_max = tl.maximum(tl.maximum(up_max, own_max), down_max)
-    all_sum = up_sum + own_sum + down_sum
+    all_min = tl.minimum(tl.minimum(up_min, line_min), down_min)
+    all_max = tl.maximum(tl.maximum(up_max, line_max), down_max)
+    all_sum = up_sum + line_sum + down_sum
     to_left, to_right = c <= x, c >= x
-    above_min, above_max = tl.minimum(up_min, own_min), tl.maximum(up_max, own_max)
-    below_min, below_max = tl.minimum(down_min, own_min), tl.maximum(down_max, own_max)
+    above_min, above_max = tl.minimum(up_min, line_min), tl.maximum(up_max, line_max)
+    below_min, below_max = tl.minimum(down_min, line_min), tl.maximum(down_max, line_max)
     box = height_box * width_box
     g_sigma, g_rise, g_fall = part(
         tl.min(all_min, axis=0), tl.max(all_max, axis=0), tl.sum(all_sum, axis=0), box, centre, alpha
     )
     a_sigma, a_rise, a_fall = part(
-        tl.min(above_min, axis=0), tl.max(above_max, axis=0), tl.sum(up_sum + own_sum, axis=0),
+        tl.min(above_min, axis=0), tl.max(above_max, axis=0), tl.sum(up_sum + line_sum, axis=0),
         (y - y0 + 1) * width_box, centre, alpha,
     )  # fmt: skip
     b_sigma, b_rise, b_fall = part(
-        tl.min(below_min, axis=0), tl.max(below_max, axis=0), tl.sum(own_sum + down_sum, axis=0),
+        tl.min(below_min, axis=0), tl.max(below_max, axis=0), tl.sum(line_sum + down_sum, axis=0),
         (y1 - y) * width_box, centre, alpha,
     )  # fmt: skip
     l_sigma, l_rise, l_fall = part(
@@ -227,7 +227,7 @@ def launch(
     batch, height, width = images.shape
     search = boxes is None
     device = images.device
-    found = torch.empty((len(points), 4), dtype=torch.int64, device=device) if search else boxes.contiguous()
+    corners = torch.empty((len(points), 4), dtype=torch.int64, device=device) if search else boxes.contiguous()
     plane = torch.zeros(images.shape if mask else (0,), dtype=torch.uint8, device=device)  # [B, H, W]
     if len(points) and images.numel():
         images, points = images.contiguous(), points.contiguous()
@@ -236,15 +236,15 @@ def launch(
         (alpha_bits,) = struct.unpack("<q", struct.pack("<d", alpha))
         with torch.cuda.device_of(images):
             pmg_kernel[(len(points),)](
-                images, points, limits, found, plane, batch, height, width, extent, half_width, alpha_bits,
+                images, points, limits, corners, plane, batch, height, width, extent, half_width, alpha_bits,
                 SEARCH=search, PAINT=mask, HAS_SIZES=sizes is not None,
                 ALONG=triton.next_power_of_2(extent + 1), ACROSS=triton.next_power_of_2(2 * half_width + 1),
                 COLUMNS=triton.next_power_of_2(2 * extent + 1), ROWS=ROWS,
                 enable_fp_fusion=False, **blocks.launch_options(NUM_WARPS),
             )  # fmt: skip
     elif search:
-        found.zero_()
-    return found, plane.view(torch.bool)
+        corners.zero_()
+    return corners, plane.view(torch.bool)
 
 
 @torch.library.custom_op("hmg_gpu::pmg", mutates_args=(), device_types="cuda")
@@ -258,27 +258,27 @@ def _pmg(
     alpha: float,
     mask: bool,
 ) -> tuple[Tensor, Tensor]:
-    found, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+    corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
     # An op may not return its argument.
-    return found if boxes is None else boxes.new_empty((0, 4)), plane
+    return corners if boxes is None else boxes.new_empty((0, 4)), plane
 
 
 @_pmg.register_kernel("cpu")
 def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
     if blocks.INTERPRETED:
-        found, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+        corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
     else:
-        found = plain.point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
+        corners = plain.point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
         plane = torch.zeros((0,), dtype=torch.bool)
         if mask:
-            plane = plain.paint(images, points, found, extent, alpha, soft=False)
-    return found if boxes is None else boxes.new_empty((0, 4)), plane
+            plane = plain.paint(images, points, corners, extent, alpha, soft=False)
+    return corners if boxes is None else boxes.new_empty((0, 4)), plane
 
 
 @_pmg.register_fake
 def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
-    found = points.new_empty((points.shape[0] if boxes is None else 0, 4))
-    return found, images.new_empty(images.shape if mask else (0,), dtype=torch.bool)
+    corners = points.new_empty((points.shape[0] if boxes is None else 0, 4))
+    return corners, images.new_empty(images.shape if mask else (0,), dtype=torch.bool)
 
 
 def _check(images: Tensor, points: Tensor, sizes: Tensor | None, extent: int, half_width: int) -> None:

@@ -161,29 +161,29 @@ def update_image_kernel(
         base = image * height * width
         plane = out + base
         rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
-        found = 0
+        listed_n = 0
         for tile in range(tiles_n):
             some = scan_tile(
                 prediction + base, initial + base, plane, tile, rows, columns, height, width, threshold,
                 weight, rest, HAS_INITIAL, LOGITS, SOFT, TILE_H, TILE_W,
             )  # fmt: skip
             if some > 0:
-                tl.store(listed + found, tile)
-                found += 1
+                tl.store(listed + listed_n, tile)
+                listed_n += 1
         # Barriers order memory among the threads of this program, the only one that works on this image.
         tl.debug_barrier()
-        for i in range(found):
+        for i in range(listed_n):
             tile = tl.load(listed + i)
             start_tile(plane, parents, areas, sums, blocks_n, tile, height, width, TILE_H, TILE_W)
         tl.debug_barrier()
-        for i in range(found):
+        for i in range(listed_n):
             link_border(plane, parents, tl.load(listed + i), height, width, TILE_H, TILE_W)
         tl.debug_barrier()
-        for i in range(found):
+        for i in range(listed_n):
             tile = tl.load(listed + i)
             sum_tile(plane, parents, areas, sums, blocks_n, tile, height, width, TILE_H, TILE_W)
         tl.debug_barrier()
-        for i in range(found):
+        for i in range(listed_n):
             tile = tl.load(listed + i)
             decide_tile(
                 plane, parents, areas, sums, blocks_n, points, offsets, image, radius, tile, rows, columns,

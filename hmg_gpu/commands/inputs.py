@@ -71,6 +71,7 @@ class Images:
             return self.scenes
         sizes = [read_header(path)[:2] for path in self.paths]
         rows = spread_rows([len(self.points.get(path.stem, ())) for path in self.paths], sizes, points, pixels)
+        rows = rows or [0]  # no image has a point
         return load_images([self.paths[row] for row in rows], points=self.points, normalisation=(0.0, 1.0))
 
     def batches(self, normalisation: tuple[float, float] | None) -> Iterator[ImageSet]:
@@ -190,24 +191,24 @@ def open_source(
         paths = _listed(images, split, names)
         names = [path.stem for path in paths]
         sizes = [header[:2] for header in map_files(read_header, paths)]
-        found = read_points(points, form, names, sizes)
-        folder = Images(paths, found, 1)
-        yield Source(names, [path.name for path in paths], sizes, found, folder.dataset, folder)
+        coordinates = read_points(points, form, names, sizes)
+        folder = Images(paths, coordinates, 1)
+        yield Source(names, [path.name for path in paths], sizes, coordinates, folder.dataset, folder)
         return
     if names is not None:
         raise InputError(f"--list {names}: {images} is a packed .h5, which has splits; use --split, or leave it out")
-    there = store_splits(images)
+    splits = store_splits(images)
     if split is None:
-        split = "train" if "train" in there or len(there) != 1 else next(iter(there))
-    own = not points.exists() or (str(points) in there.get(split, ()))
-    with open_split(images, split, points=str(points) if own else None) as reader:
+        split = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
+    packed = not points.exists() or (str(points) in splits.get(split, ()))
+    with open_split(images, split, points=str(points) if packed else None) as reader:
         sizes = [tuple(size) for size in reader.sizes.tolist()]
-        if own:
+        if packed:
             ends = np.searchsorted(reader.points[:, 0], np.arange(len(reader.names) + 1))
-            found = {name: reader.points[ends[row] : ends[row + 1], 1:] for row, name in enumerate(reader.names)}
+            coordinates = {name: reader.points[ends[row] : ends[row + 1], 1:] for row, name in enumerate(reader.names)}
         else:
-            found = read_points(points, form, reader.names, sizes)
-        yield Source(list(reader.names), list(reader.names), sizes, found, reader.dataset, reader)
+            coordinates = read_points(points, form, reader.names, sizes)
+        yield Source(list(reader.names), list(reader.names), sizes, coordinates, reader.dataset, reader)
 
 
 def _listed(images: Path, split: str | None, names: Path | None) -> list[Path]:

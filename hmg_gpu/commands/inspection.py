@@ -99,11 +99,11 @@ def inspect_folder(
     masks = _by_stem(root / "masks")
     result = Inspection()
     lists = _lists(root, paths, result)
-    found = _read_points(root, points, result)
+    coordinates = _read_points(root, points, result)
     stems = [stem for stem in paths if any(stem in names for names in lists.values())]
 
     looks: dict[str, _Look] = {}
-    jobs = [(paths[stem], masks.get(stem), found.get(stem)) for stem in stems]
+    jobs = [(paths[stem], masks.get(stem), coordinates.get(stem)) for stem in stems]
     for stem, look in zip(stems, map_files(lambda job: _look(*job), jobs), strict=True):
         looks[stem] = look
         if masks and stem not in masks:
@@ -115,9 +115,9 @@ def inspect_folder(
             result.modes[look.mode] += 1
 
     for split, names in lists.items():
-        result.splits[split] = _count([looks[name] for name in names if name in looks], names, found)
-    if found:
-        _judge_points(result, {name: look for name, look in looks.items() if look.size is not None}, found)
+        result.splits[split] = _count([looks[name] for name in names if name in looks], names, coordinates)
+    if coordinates:
+        _judge_points(result, {name: look for name, look in looks.items() if look.size is not None}, coordinates)
     if {"train", "test"} <= lists.keys():
         _find_duplicates(result, looks, paths, lists["train"], lists["test"])
     return result

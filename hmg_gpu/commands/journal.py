@@ -86,19 +86,19 @@ def take_up(
                 done.append((numbers[0], numbers[1:]))
     if journals or not summary.exists():
         return done
-    _same(summary, (_header(summary, whole=True) or {}).get("run"), about)
-    whole = missing(folder, names) is None and (not coco or (folder / "coco.json").exists())
-    return None if whole else []
+    _same(summary, (_header(summary, all_lines=True) or {}).get("run"), about)
+    complete = missing(folder, names) is None and (not coco or (folder / "coco.json").exists())
+    return None if complete else []
 
 
-def _header(path: Path, whole: bool = False) -> dict[str, Any] | None:
+def _header(path: Path, all_lines: bool = False) -> dict[str, Any] | None:
     """The JSON object on a file's first line, or in all of it; None where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text if whole else text.partition("\n")[0])
+        header = json.loads(text if all_lines else text.partition("\n")[0])
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return header if isinstance(header, dict) else None
 
 
 def plain(about: Mapping[str, Any]) -> dict[str, Any]:

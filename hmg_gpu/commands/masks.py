@@ -142,10 +142,10 @@ def _check_out(options: argparse.Namespace, names: Sequence[str]) -> None:
     """Refuse before the work a folder in which masks would replace somebody's files."""
     if options.out.exists() and options.out.resolve() in (options.images.resolve(), options.points.resolve()):
         raise InputError(f"{options.out}: holds the input; choose another --out")
-    there = next((name for name in names if (options.out / f"{name}.png").exists()), None)
-    if there is not None and not unfinished(options.out) and not (options.out / SUMMARY).exists():
+    existing = next((name for name in names if (options.out / f"{name}.png").exists()), None)
+    if existing is not None and not unfinished(options.out) and not (options.out / SUMMARY).exists():
         raise InputError(
-            f"{options.out}: holds {there}.png, which hmg-gpu did not write; choose an empty folder for --out"
+            f"{options.out}: holds {existing}.png, which hmg-gpu did not write; choose an empty folder for --out"
         )
 
 

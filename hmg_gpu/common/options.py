@@ -50,8 +50,8 @@ def setting(
 
 def like(settings: type, name: str) -> Any:
     """A dataclass field with the default, bounds and text of another class's."""
-    one = next(one for one in fields(settings) if one.name == name)
-    return field(default=one.default, metadata=one.metadata)
+    entry = next(entry for entry in fields(settings) if entry.name == name)
+    return field(default=entry.default, metadata=entry.metadata)
 
 
 class Configured:
@@ -61,7 +61,7 @@ class Configured:
 
     def settings(self) -> dict[str, Any]:
         """Its settings by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if META in one.metadata}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if META in entry.metadata}
 
     def change(self, name: str, value: Any) -> Self:
         """The same with another value of a setting.
@@ -84,24 +84,24 @@ def check_settings(values: Any) -> None:
     Raises:
         InputError: a value of another type or out of its range; the text names it and what was expected.
     """
-    for one in fields(values):
-        if META not in one.metadata:
+    for entry in fields(values):
+        if META not in entry.metadata:
             continue
-        value, about = getattr(values, one.name), one.metadata[META]
+        value, about = getattr(values, entry.name), entry.metadata[META]
         if value in about["words"] and (value is None or isinstance(value, str)):
             continue
-        kind = int if about["words"] else type(one.default)
+        kind = int if about["words"] else type(entry.default)
         if kind is float and type(value) is int:
             value = float(value)
-            object.__setattr__(values, one.name, value)  # the class may be frozen
+            object.__setattr__(values, entry.name, value)  # the class may be frozen
         if type(value) is not kind:
             more = "".join(f", {word}" for word in about["words"] if word is not None)
-            raise InputError(f"{one.name} = {value!r}: expected {kind.__name__}{more}, got {type(value).__name__}")
-        allowed = choices_of(one)
+            raise InputError(f"{entry.name} = {value!r}: expected {kind.__name__}{more}, got {type(value).__name__}")
+        allowed = choices_of(entry)
         if allowed and value not in allowed:
-            raise InputError(f"{one.name} = {value!r}: expected one of {', '.join(allowed)}")
+            raise InputError(f"{entry.name} = {value!r}: expected one of {', '.join(allowed)}")
         if kind in (int, float):
-            _check_number(one.name, value, about)
+            _check_number(entry.name, value, about)
 
 
 def _check_number(name: str, value: float, about: Mapping[str, Any]) -> None:
@@ -117,9 +117,9 @@ def _check_number(name: str, value: float, about: Mapping[str, Any]) -> None:
         raise InputError(f"{name} = {value}: expected {expected}")
 
 
-def choices_of(one: Field) -> tuple[str, ...]:
+def choices_of(entry: Field) -> tuple[str, ...]:
     """The only values that a field may have; empty where there are others."""
-    choices = one.metadata[META]["choices"]
+    choices = entry.metadata[META]["choices"]
     return tuple(choices() if callable(choices) else choices)
 
 
@@ -138,51 +138,51 @@ def add_options(
         defaults: other defaults than the class's.
         unset: leave what is not given as None, so that a caller knows what was.
     """
-    for one in fields(settings):
-        if META not in one.metadata or (names and one.name not in names):
+    for entry in fields(settings):
+        if META not in entry.metadata or (names and entry.name not in names):
             continue
-        about, default = one.metadata[META], (defaults or {}).get(one.name, one.default)
-        flag, allowed = "--" + one.name.replace("_", "-"), choices_of(one)
+        about, default = entry.metadata[META], (defaults or {}).get(entry.name, entry.default)
+        flag, allowed = "--" + entry.name.replace("_", "-"), choices_of(entry)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = about["text"].replace("%", "%%") + (f" (default: {shown})" if shown not in (None, False) else "")
-        if isinstance(one.default, bool):
+        if isinstance(entry.default, bool):
             parser.add_argument(flag, action="store_const", const=True, default=None if unset else default, help=text)
             continue
         more: dict[str, Any] = {"default": None if unset else default, "help": text}
-        if isinstance(one.default, tuple):
-            more |= {"type": int, "nargs": len(one.default), "metavar": tuple(about["names"])}
+        if isinstance(entry.default, tuple):
+            more |= {"type": int, "nargs": len(entry.default), "metavar": tuple(about["names"])}
         elif about["words"]:
-            more |= {"type": _parser_of(one), "metavar": "N"}
+            more |= {"type": _parser_of(entry), "metavar": "N"}
         elif allowed:
             more |= {"choices": allowed}
         else:
-            more |= {"type": _parser_of(one)}
+            more |= {"type": _parser_of(entry)}
         parser.add_argument(flag, **more)
 
 
-def parse_value(one: Field, text: str) -> Any:
+def parse_value(entry: Field, text: str) -> Any:
     """A field's value from text, as on the command line.
 
     Raises:
         InputError: the text is no such value.
     """
-    if one.metadata[META]["words"]:
-        convert: Callable[[str], Any] = _number_or(one.metadata[META]["words"])
-    elif isinstance(one.default, bool):
+    if entry.metadata[META]["words"]:
+        convert: Callable[[str], Any] = _number_or(entry.metadata[META]["words"])
+    elif isinstance(entry.default, bool):
         convert = {"true": True, "false": False}.__getitem__
     else:
-        convert = type(one.default) if one.default is not None else str
+        convert = type(entry.default) if entry.default is not None else str
     try:
         return convert(text)
     except (ValueError, KeyError, argparse.ArgumentTypeError):
-        raise InputError(f"{one.name} = {text!r}: expected {_kind(one)}") from None
+        raise InputError(f"{entry.name} = {text!r}: expected {_kind(entry)}") from None
 
 
-def _kind(one: Field) -> str:
-    if one.metadata[META]["words"]:
-        return " or ".join(["a whole number", *(word for word in one.metadata[META]["words"] if word)])
+def _kind(entry: Field) -> str:
+    if entry.metadata[META]["words"]:
+        return " or ".join(["a whole number", *(word for word in entry.metadata[META]["words"] if word)])
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-    return kinds.get(type(one.default), "text")
+    return kinds.get(type(entry.default), "text")
 
 
 def _number_or(words: Sequence[str | None]) -> Callable[[str], int | str]:
@@ -197,16 +197,16 @@ def _number_or(words: Sequence[str | None]) -> Callable[[str], int | str]:
     return convert
 
 
-def _parser_of(one: Field) -> Callable[[str], Any]:
+def _parser_of(entry: Field) -> Callable[[str], Any]:
     """Converts an option's text and checks its bounds, so that argparse names the option."""
-    about = one.metadata[META]
-    kind = _number_or(about["words"]) if about["words"] else type(one.default)
+    about = entry.metadata[META]
+    kind = _number_or(about["words"]) if about["words"] else type(entry.default)
 
     def convert(text: str) -> Any:
         value = kind(text)
         if isinstance(value, (int, float)):
             try:
-                _check_number(one.name, value, about)
+                _check_number(entry.name, value, about)
             except InputError as error:
                 raise argparse.ArgumentTypeError(str(error).partition(": ")[2] + f", got {text!r}") from None
         return value

@@ -296,9 +296,9 @@ def _find_points(root: Path, points: str | os.PathLike) -> Path:
     for path in (root / points, Path(points)):
         if path.exists():
             return path
-    there = sorted(entry.name for entry in root.iterdir() if entry.name not in ("images", "img_idx"))
+    entries = sorted(entry.name for entry in root.iterdir() if entry.name not in ("images", "img_idx"))
     raise InputError(
-        f"{root / points}: no such points folder or file; {root} has {', '.join(there) or 'none'}: "
+        f"{root / points}: no such points folder or file; {root} has {', '.join(entries) or 'none'}: "
         "name one, give a path to a points file, or pass points=None"
     )
 
@@ -315,17 +315,17 @@ def find_list(root: Path, split: str, dataset: str | None = None) -> Path:
 def _find_split(root: Path, split: str, dataset: str | None) -> tuple[Path, str]:
     """The list of a split and the data set's name."""
     folder = root / "img_idx"
-    there = sorted(path.name for path in folder.glob("*.txt")) if folder.is_dir() else []
+    lists = sorted(path.name for path in folder.glob("*.txt")) if folder.is_dir() else []
     for name in (dataset, root.absolute().name):
-        if name and f"{split}_{name}.txt" in there:
+        if name and f"{split}_{name}.txt" in lists:
             return folder / f"{split}_{name}.txt", dataset or name
-    matching = [name for name in there if name.startswith(f"{split}_")]
+    matching = [name for name in lists if name.startswith(f"{split}_")]
     if len(matching) == 1:
         return folder / matching[0], dataset or matching[0][len(split) + 1 : -len(".txt")]
-    found = "several" if matching else "no"
+    how_many = "several" if matching else "no"
     raise InputError(
-        f"{folder}: {found} lists for the split {split!r} (expected {split}_{dataset or root.absolute().name}.txt); "
-        f"there: {', '.join(there) or 'none'}. Name the data set, write a list of one image stem a line, "
+        f"{folder}: {how_many} lists for the split {split!r} (expected {split}_{dataset or root.absolute().name}.txt); "
+        f"there: {', '.join(lists) or 'none'}. Name the data set, write a list of one image stem a line, "
         "or load the images folder without splits"
     )
 

@@ -41,8 +41,8 @@ def prefetch(parts: Iterable[Part], ahead: int = 1) -> Iterator[Part]:
     reader.start()
     try:
         while True:
-            there, item = waiting.get()
-            if there:
+            is_part, item = waiting.get()
+            if is_part:
                 yield item
             elif item is None:
                 return

@@ -67,7 +67,7 @@ def write_store(path: str | os.PathLike, sets: Iterable[ImageSet], points: str =
         ...     store_splits(f"{folder}/tiny.h5")
         {'test': ['masks_centroid'], 'train': ['masks_centroid']}
     """
-    _write(path, ((one, {points: one.points}) for one in sets))
+    _write(path, ((data, {points: data.points}) for data in sets))
 
 
 def pack_folder(
@@ -105,8 +105,8 @@ def pack_folder(
 
     def parts() -> Iterator[tuple[ImageSet, dict[str, Tensor]]]:
         for split in split_names(root):
-            one = load_folder(root, split, points=None, **options)
-            yield one, {kind: load_points(Path(root) / kind, one.names, one.sizes) for kind in kinds}
+            data = load_folder(root, split, points=None, **options)
+            yield data, {kind: load_points(Path(root) / kind, data.names, data.sizes) for kind in kinds}
 
     _write(path, parts())
 
@@ -230,8 +230,8 @@ def _write(path: str | os.PathLike, parts: Iterable[tuple[ImageSet, Mapping[str,
                         f"{path}: the split {split!r} comes again after another; give its parts in one row"
                     )
                 writer = _Writer(path, split, file.create_group(split))
-                for one, points in run:
-                    writer.append(one, points)
+                for data, points in run:
+                    writer.append(data, points)
                     if sink.error is not None:
                         raise sink.error
                 writer.finish()
@@ -270,17 +270,17 @@ class _Writer:
         self.about: tuple = ()
         self.pixels = 0
 
-    def append(self, one: ImageSet, points: Mapping[str, Tensor]) -> None:
+    def append(self, data: ImageSet, points: Mapping[str, Tensor]) -> None:
         where = f"{self.path}: the split {self.split!r}"
-        if not len(one):
+        if not len(data):
             raise InputError(f"{where} has no images; leave it out")
-        if doubled := next((name for name in one.names if name in self.names), None):
+        if doubled := next((name for name in data.names if name in self.names), None):
             raise InputError(f"{where} has the image {doubled} twice; give each image once")
-        sizes = one.sizes.cpu().numpy()
-        images = one.images.cpu().numpy()
-        whole = images.dtype != np.uint8 and images.min() >= 0 and images.max() <= 65535
-        dtype = np.dtype(np.uint16) if whole and (images == np.floor(images)).all() else images.dtype
-        about = (dtype, one.masks is None, one.dataset, one.mean, one.std, sorted(points))
+        sizes = data.sizes.cpu().numpy()
+        images = data.images.cpu().numpy()
+        in_range = images.dtype != np.uint8 and images.min() >= 0 and images.max() <= 65535
+        dtype = np.dtype(np.uint16) if in_range and (images == np.floor(images)).all() else images.dtype
+        about = (dtype, data.masks is None, data.dataset, data.mean, data.std, sorted(points))
         if self.sizes and about != self.about:
             raise InputError(
                 f"{where}: its parts differ in bit depth, ground truth, data set, normalisation or kinds of points; "
@@ -291,16 +291,16 @@ class _Writer:
             chunk = (min(int(sizes.prod(1).sum()), _CHUNK),)
             room = {"shape": chunk, "maxshape": (None,), "chunks": chunk}
             self.group.create_dataset("pixels", dtype=dtype, **room, compression="lzf")
-            if one.masks is not None:
+            if data.masks is not None:
                 self.group.create_dataset("masks", dtype=np.uint8, **room, compression="gzip", compression_opts=1)
         _append_flat(self.group["pixels"], self.pixels, images, sizes)
-        if one.masks is not None:
-            _append_flat(self.group["masks"], self.pixels, one.masks.cpu().numpy(), sizes)
+        if data.masks is not None:
+            _append_flat(self.group["masks"], self.pixels, data.masks.cpu().numpy(), sizes)
         self.pixels += int(sizes.prod(1).sum())
         for kind, rows in points.items():
             first = np.array([len(self.names), 0, 0])
             self.points.setdefault(kind, []).append(rows.cpu().numpy().astype(np.int64) + first)
-        self.names |= dict.fromkeys(one.names)
+        self.names |= dict.fromkeys(data.names)
         self.sizes.append(sizes)
 
     def finish(self) -> None:
@@ -431,8 +431,10 @@ class _Split:
     def _points(self, group: h5py.Group, kind: str) -> np.ndarray:
         kinds = _child(group, "points", h5py.Group)
         if kinds is None or kind not in list(kinds):
-            there = ", ".join(sorted(kinds or ())) or "none"
-            raise InputError(f"{self.path}: no points {kind!r} in {self.split!r}; it has {there} (or pass points=None)")
+            available = ", ".join(sorted(kinds or ())) or "none"
+            raise InputError(
+                f"{self.path}: no points {kind!r} in {self.split!r}; it has {available} (or pass points=None)"
+            )
         rows = self._array(kinds, kind, ("int64",), (None, 3))[:]  # [P, 3]
         inside = (rows >= 0).all(1) & (rows[:, 0] < len(self.sizes))
         inside[inside] = (rows[inside, 1:] < self.sizes[rows[inside, 0]]).all(1)

@@ -125,8 +125,8 @@ class DetectionMetrics:
         return result
 
 
-def _ratio(part: float, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _ratio(part: float, total: int) -> float:
+    return part / total if total else float("nan")
 
 
 def measure(masks: Tensor, data: ImageSet) -> dict[str, int | float]:

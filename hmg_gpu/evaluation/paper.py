@@ -37,8 +37,8 @@ def paper_numbers() -> dict[str, Any]:
 
 def paper_row(table: str, row: str, model: str | None = None) -> dict[str, Any]:
     """One row of a table of the paper: a list of numbers for each data set."""
-    rows = next(one["rows"] for one in paper_numbers()["tables"] if one["table"] == table)
-    return next(one for one in rows if one["row"] == row and model in (None, one.get("model")))
+    rows = next(record["rows"] for record in paper_numbers()["tables"] if record["table"] == table)
+    return next(record for record in rows if record["row"] == row and model in (None, record.get("model")))
 
 
 def paper_points(setting: str, dataset: str, split: str) -> list[dict[str, Any]]:
@@ -121,13 +121,13 @@ def sort_checkpoints(files: Sequence[str], normalisation: str, padding: str) -> 
                 f"{path}: the run is in the middle of a stage; give stage1.safetensors or stage2.safetensors"
             )
         if settings["supervision"] == "full":
-            found = "full" if stage == last else None
+            deduced = "full" if stage == last else None
         elif settings["points"] == "masks_coarse":
-            found = COARSE_STAGE_1 if stage == 1 else "coarse points"
+            deduced = COARSE_STAGE_1 if stage == 1 else "coarse points"
         else:
-            found = "stage 1" if stage == 1 else "HMG"
-        if row or found:
-            result.append(Checkpoint(path, row or found, about["dataset"], {}))
+            deduced = "stage 1" if stage == 1 else "HMG"
+        if row or deduced:
+            result.append(Checkpoint(path, row or deduced, about["dataset"], {}))
     return result
 
 
@@ -190,14 +190,18 @@ class Report:
         self._add_coarse(path, dataset, pmg)
         self._add_sweeps(path, train, pmg)
         self._draw(path, train, initial, "pmg")
-        for one in self._of("stage 1", dataset):
-            self._add_updating(path, train, pmg, one)
+        for checkpoint in self._of("stage 1", dataset):
+            self._add_updating(path, train, pmg, checkpoint)
         early = ("stage 1", COARSE_STAGE_1)
-        finals = [one for one in self.checkpoints if one.row not in early and one.dataset in (None, dataset)]
+        finals = [
+            checkpoint
+            for checkpoint in self.checkpoints
+            if checkpoint.row not in early and checkpoint.dataset in (None, dataset)
+        ]
         if finals:
             test = evaluation.load_set(path, "test", device=self.device)
-            for one in finals:
-                self._add_detector(path, test, pmg, one)
+            for checkpoint in finals:
+                self._add_detector(path, test, pmg, checkpoint)
 
     def _add_coarse(self, path: str, dataset: str, pmg: Pmg) -> None:
         try:
@@ -207,11 +211,11 @@ class Report:
         command = self._command("masks", path, "--points", "masks_coarse")
         metrics = measure(pmg.masks(coarse), coarse)
         self._add("Ablations", "PMG, coarse points", dataset, metrics, command, columns=["iou"], settings=pmg.about())
-        for one in self._of(COARSE_STAGE_1, dataset):
-            self.say(f"{dataset}: updating with {one.path}")
-            network = self._network(one, coarse)
+        for checkpoint in self._of(COARSE_STAGE_1, dataset):
+            self.say(f"{dataset}: updating with {checkpoint.path}")
+            network = self._network(checkpoint, coarse)
             masks = evaluation.collect_masks(coarse, [pmg], network)
-            command = self._command("masks", path, "--points", "masks_coarse", *one.arguments)
+            command = self._command("masks", path, "--points", "masks_coarse", *checkpoint.arguments)
             for name in ("prediction", "filtered", "hybrid"):
                 row, metrics = f"{name}, coarse points", measure(masks[name], coarse)
                 self._add(
@@ -239,40 +243,40 @@ class Report:
             self.pictures.append((file, f"{figure}: {dataset}, {name}; `{command}`"))
         for point in paper_numbers()["curves"]:
             if (point["setting"], point["dataset"]) == (name, dataset):
-                row = next(one for one in rows if one[name] == point["value"])
+                row = next(candidate for candidate in rows if candidate[name] == point["value"])
                 label = f"{point['curve']} targets, {name} {point['value']}"
                 ours = [100 * row["sizes"][point["curve"]]["iou"]]
                 self.entries.append(
                     Entry("Fig. 4(b)", label, dataset, ["iou"], [point["iou"]], "PMG", ours, "PMG", command)
                 )
 
-    def _add_updating(self, path: str, train: ImageSet, pmg: Pmg, one: Checkpoint) -> None:
-        self.say(f"{train.dataset}: updating with {one.path}")
-        network = self._network(one, train)
+    def _add_updating(self, path: str, train: ImageSet, pmg: Pmg, checkpoint: Checkpoint) -> None:
+        self.say(f"{train.dataset}: updating with {checkpoint.path}")
+        network = self._network(checkpoint, train)
         masks = evaluation.collect_masks(train, [pmg], network)
-        command = self._command("masks", path, *one.arguments)
+        command = self._command("masks", path, *checkpoint.arguments)
         for name in ("prediction", "filtered", "hybrid"):
             metrics = measure(masks[name], train)
             self._add("Table 4", name, train.dataset, metrics, command, network=network, settings=pmg.about())
         initial = masks[pmg.label]
         evidence = Evidence(masks["prediction"], train.points, train.sizes, initial, initial)
         rows = evaluation.sweep_rule(train, "radius", evaluation.SWEEPS["radius"], Union(), evidence)
-        self._keep_sweep(path, train, "radius", rows, one.arguments)
-        self._draw(path, train, masks, "hybrid", *one.arguments)
+        self._keep_sweep(path, train, "radius", rows, checkpoint.arguments)
+        self._draw(path, train, masks, "hybrid", *checkpoint.arguments)
 
-    def _add_detector(self, path: str, test: ImageSet, pmg: Pmg, one: Checkpoint) -> None:
-        self.say(f"{test.dataset}: {one.row} ({one.path}) on {len(test)} test images")
-        network = self._network(one, test)
-        command = self._command("detector", path, *one.arguments)
+    def _add_detector(self, path: str, test: ImageSet, pmg: Pmg, checkpoint: Checkpoint) -> None:
+        self.say(f"{test.dataset}: {checkpoint.row} ({checkpoint.path}) on {len(test)} test images")
+        network = self._network(checkpoint, test)
+        command = self._command("detector", path, *checkpoint.arguments)
         metrics = measure_detector(network, test, [network.threshold])[0]
-        if one.row == "coarse points":
-            self._add("Table 5", one.row, test.dataset, metrics, command, network=network)
+        if checkpoint.row == "coarse points":
+            self._add("Table 5", checkpoint.row, test.dataset, metrics, command, network=network)
             return
-        self._add("Table 1", one.row, test.dataset, metrics, command, network=network)
-        if one.row == "HMG":
+        self._add("Table 1", checkpoint.row, test.dataset, metrics, command, network=network)
+        if checkpoint.row == "HMG":
             self._add("Table 5", "HMG", test.dataset, metrics, command, network=network)
             metrics = measure_detector(network, test, [network.threshold], maker=pmg)[0]
-            command = self._command("detector", path, "--point-prompt", *one.arguments)
+            command = self._command("detector", path, "--point-prompt", *checkpoint.arguments)
             self._add("Table 5", "point prompt", test.dataset, metrics, command, network=network, settings=pmg.about())
 
     def _draw(self, path: str, data: ImageSet, masks: Mapping[str, Any], by: str, *more: str) -> None:
@@ -289,10 +293,14 @@ class Report:
     # --- rows ---
 
     def _of(self, row: str, dataset: str) -> list[Checkpoint]:
-        return [one for one in self.checkpoints if one.row == row and one.dataset in (None, dataset)]
+        return [
+            checkpoint
+            for checkpoint in self.checkpoints
+            if checkpoint.row == row and checkpoint.dataset in (None, dataset)
+        ]
 
-    def _network(self, one: Checkpoint, data: ImageSet) -> Network:
-        return load_network(one.path, lambda: (data.mean, data.std), device=self.device, **one.options)
+    def _network(self, checkpoint: Checkpoint, data: ImageSet) -> Network:
+        return load_network(checkpoint.path, lambda: (data.mean, data.std), device=self.device, **checkpoint.options)
 
     def _command(self, name: str, *arguments: str) -> str:
         path = next(argument for argument in arguments if argument in self.paths.values())
@@ -314,11 +322,13 @@ class Report:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """One measured row beside the paper's: that of the same network where there is one, else of another."""
-        known = next((one for one in paper_numbers()["tables"] if one["table"] == table), None)
+        known = next((record for record in paper_numbers()["tables"] if record["table"] == table), None)
         columns = columns or known["columns"]
         model = type(network.model).__name__ if network else our_model
-        theirs = [] if known is None else [one for one in known["rows"] if one["row"] == row and dataset in one]
-        theirs.sort(key=lambda one: one.get("model") != model)
+        theirs = (
+            [] if known is None else [record for record in known["rows"] if record["row"] == row and dataset in record]
+        )
+        theirs.sort(key=lambda record: record.get("model") != model)
         scale = {"iou": 100, "pd": 100, "fa": 1e6}
         self.entries.append(
             Entry(
@@ -339,15 +349,15 @@ class Report:
     def finish(self) -> dict[str, Any]:
         """Add the gains of Fig. 5 and every row of the paper that was not measured; everything as JSON values."""
         for gain in paper_numbers()["gains"]:
-            name, found = gain["setting"], {}
+            name, measured = gain["setting"], {}
             for dataset, sweeps in self.sweeps.items():
                 shares = {row[name]: 100 * row["iou"] for row in sweeps.get(name, ())}
                 if gain["from"] in shares and gain["to"] in shares:
-                    found[dataset] = shares[gain["to"]] - shares[gain["from"]]
+                    measured[dataset] = shares[gain["to"]] - shares[gain["from"]]
             label = f"gain of {name} {gain['to']} over {gain['from']}"
-            where = f"mean of {', '.join(found)}" if found else gain["over"]
-            ours = [math.fsum(found.values()) / len(found)] if found else None
-            needs = "" if found else "a stage 1 checkpoint of train.py" if name == "radius" else "--data FOLDER"
+            where = f"mean of {', '.join(measured)}" if measured else gain["over"]
+            ours = [math.fsum(measured.values()) / len(measured)] if measured else None
+            needs = "" if measured else "a stage 1 checkpoint of train.py" if name == "radius" else "--data FOLDER"
             self.entries.append(Entry(gain["source"], label, where, ["iou"], [gain["gain"]], None, ours, needs=needs))
         for point in paper_numbers()["curves"]:
             if point["dataset"] not in self.paths:

@@ -19,6 +19,8 @@ TRUTH = "ground truth"
 COLOURS = {
     TRUTH: (255, 221, 51),
     "initial": (64, 160, 255),
+    "pmg": (64, 160, 255),
+    "learned": (255, 160, 64),
     "prediction": (255, 96, 96),
     "filtered": (200, 130, 255),
     "hybrid": (96, 232, 96),
@@ -132,9 +134,9 @@ def _window(
         centre = tuple(points[0])
     else:
         for plane in reversed(masks):
-            found = np.argwhere(plane)
-            if len(found):
-                centre = tuple(found[0])
+            pixels = np.argwhere(plane)
+            if len(pixels):
+                centre = tuple(pixels[0])
                 break
     side = min(zoom, height, width)
     top = int(np.clip(centre[0] - side // 2, 0, height - side))

@@ -41,12 +41,12 @@ def size_classes(data: ImageSet, maker: Maker) -> dict[str, dict[str, float]]:
         {'targets': 1, 'intersection': 9, 'union': 9, 'iou': 1.0}
     """
     truth = connected_components(data.masks, data.sizes)
-    own = _own_points(data, truth)  # [K], -1 where there is none
-    having = (own >= 0).nonzero()[:, 0]
+    point_rows = _own_points(data, truth)  # [K], -1 where there is none
+    having = (point_rows >= 0).nonzero()[:, 0]
     intersection, covered = torch.zeros_like(truth.area), torch.zeros_like(truth.area)
     plane = data.images.shape[1] * data.images.shape[2]
     done = 0
-    for points, position, masks in maker.each(data, data.points[own[having]]):
+    for points, position, masks in maker.each(data, data.points[point_rows[having]]):
         targets = having[done : done + len(points)]
         done += len(points)
         hit = _component_at(truth, points[:, 0, None, None] * plane + position) == targets[:, None, None]
@@ -70,12 +70,12 @@ def size_classes_of(masks: Tensor, data: ImageSet) -> dict[str, dict[str, float]
         >>> size_classes_of(torch.tensor([[[0, 1, 1, 0, 0, 1]]]).bool(), data)["Point"]  # the last touches none
         {'targets': 1, 'intersection': 1, 'union': 3, 'iou': 0.3333333333333333}
     """
-    truth, found = connected_components(data.masks, data.sizes), connected_components(masks, data.sizes)
-    target = _component_at(truth, found.pixels)
+    truth, components = connected_components(data.masks, data.sizes), connected_components(masks, data.sizes)
+    target = _component_at(truth, components.pixels)
     both = target >= 0
-    pairs, overlap = torch.stack((target[both], found.component[both])).unique(dim=1, return_counts=True)
+    pairs, overlap = torch.stack((target[both], components.component[both])).unique(dim=1, return_counts=True)
     intersection = torch.zeros_like(truth.area).index_add_(0, pairs[0], overlap)
-    covered = torch.zeros_like(truth.area).index_add_(0, pairs[0], found.area[pairs[1]])
+    covered = torch.zeros_like(truth.area).index_add_(0, pairs[0], components.area[pairs[1]])
     return _sum_classes(truth, intersection, covered)
 
 
@@ -91,12 +91,12 @@ def joined_targets(masks: Tensor, data: ImageSet) -> list[int]:
         >>> joined_targets(torch.ones(2, 1, 3).bool(), data)
         [0]
     """
-    truth, found = connected_components(data.masks, data.sizes), connected_components(masks, data.sizes)
-    target = _component_at(truth, found.pixels)
+    truth, components = connected_components(data.masks, data.sizes), connected_components(masks, data.sizes)
+    target = _component_at(truth, components.pixels)
     both = target >= 0
-    pairs = torch.stack((target[both], found.component[both])).unique(dim=1)
-    touched = torch.bincount(pairs[1], minlength=len(found))
-    return found.image[touched > 1].unique().tolist()
+    pairs = torch.stack((target[both], components.component[both])).unique(dim=1)
+    touched = torch.bincount(pairs[1], minlength=len(components))
+    return components.image[touched > 1].unique().tolist()
 
 
 def _component_at(components: Components, position: Tensor) -> Tensor:
@@ -109,9 +109,9 @@ def _component_at(components: Components, position: Tensor) -> Tensor:
 
 def _own_points(data: ImageSet, truth: Components) -> Tensor:
     """For each target its own row of ``data.points``, or -1: int64 [K]."""
-    points, own = data.points, torch.full_like(truth.area, -1)
+    points, point_rows = data.points, torch.full_like(truth.area, -1)
     if len(points) == 0 or len(truth) == 0:
-        return own
+        return point_rows
     _, height, width = data.images.shape
     target = _component_at(truth, (points[:, 0] * height + points[:, 1]) * width + points[:, 2])  # [P]
     # Images further apart than any two pixels, so that the nearest centroid is one of the point's image if it has any.
@@ -124,9 +124,9 @@ def _own_points(data: ImageSet, truth: Components) -> Tensor:
     rows = (target >= 0).nonzero()[:, 0]
     distance = (points[rows, 1:] - truth.centroids[target[rows]]).square().sum(1)
     rows = rows[distance.argsort(descending=True, stable=True)]  # from far to near
-    rank = torch.arange(len(rows), device=own.device)
-    nearest = own.scatter_reduce(0, target[rows], rank, "amax")  # [K]
-    return torch.where(nearest >= 0, rows[nearest.clamp(min=0)], -1) if len(rows) else own
+    rank = torch.arange(len(rows), device=point_rows.device)
+    nearest = point_rows.scatter_reduce(0, target[rows], rank, "amax")  # [K]
+    return torch.where(nearest >= 0, rows[nearest.clamp(min=0)], -1) if len(rows) else point_rows
 
 
 def _sum_classes(truth: Components, intersection: Tensor, covered: Tensor) -> dict[str, dict[str, float]]:
@@ -136,11 +136,11 @@ def _sum_classes(truth: Components, intersection: Tensor, covered: Tensor) -> di
     result = {}
     for index, name in enumerate(SIZE_CLASSES):
         chosen = kind == index
-        part, whole = int(intersection[chosen].sum()), int(union[chosen].sum())
+        part, total = int(intersection[chosen].sum()), int(union[chosen].sum())
         result[name] = {
             "targets": int(chosen.sum()),
             "intersection": part,
-            "union": whole,
-            "iou": part / whole if whole else math.nan,
+            "union": total,
+            "iou": part / total if total else math.nan,
         }
     return result

@@ -34,7 +34,7 @@ def masks_around(
             centre = centre + centres[done : done + len(points)] - points[:, 1:]
         done += len(points)
         rows, columns = centre[:, :1, None] + reach[:, None], centre[:, 1:, None] + reach  # [p, K, 1], [p, 1, K]
-        there = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)  # [p, K, K]
+        inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)  # [p, K, K]
         index = rows.clamp(0, side - 1) * side + columns.clamp(0, side - 1)
-        parts.append(masks.flatten(1).gather(1, index.flatten(1)).view(there.shape) & there)
+        parts.append(masks.flatten(1).gather(1, index.flatten(1)).view(inside.shape) & inside)
     return torch.cat(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ SIDE = 64  # of the images on which it is tried
 def is_custom(name: str) -> bool:
     """Whether a model's name is FILE.py:Class."""
     return ".py:" in name
+
+
+def as_option(name: str) -> str:
+    """How it is given on the command line, also where the name comes from a file that anybody may have written."""
+    return "--model " + (shlex.quote(name) if name.isprintable() and len(name) < 1000 else ascii(name[:80]))
 
 
 def split_name(name: str) -> tuple[Path, str]:
@@ -64,18 +70,18 @@ def _run(path: Path, name: str) -> Any:
     sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise InputError(f"model {name}: {path} fails ({_words(error)})") from error
     finally:
         sys.path.remove(folder)
     return module
 
 
-@torch.no_grad()
 def _try(network: nn.Module, name: str) -> None:
     images = torch.randn(2, 1, SIDE, SIDE)
     try:
-        output = network.eval()(images)
+        with torch.enable_grad():  # so that the output knows what it comes from
+            output = network.eval()(images)
     except Exception as error:  # the user's own code
         raise InputError(
             f"model {name}: fails on float images [2, 1, {SIDE}, {SIDE}] ({_words(error)}); sides are multiples of 32"
@@ -86,12 +92,27 @@ def _try(network: nn.Module, name: str) -> None:
             raise InputError(
                 f"model {name}: expected float logits [2, 1, {SIDE}, {SIDE}] or a tuple of such heads, got {got}"
             )
-        if 0 <= float(head.min()) < float(head.max()) <= 1:
+        values = head.detach()
+        if _after_sigmoid(head) and float(values.min()) >= 0 and float(values.max()) <= 1:
             raise InputError(
                 f"model {name}: its values lie within 0 and 1, as after a sigmoid; leave the sigmoid out: logits are "
                 "expected"
             )
 
 
-def _words(error: Exception) -> str:
+def _after_sigmoid(head: Tensor) -> bool:
+    """Whether the last that was done, besides what has one input (resizing, cropping ...), is a sigmoid or softmax.
+
+    The values alone do not tell: half of all ACMs, drawn anew, give logits that all lie within 0 and 1.
+    """
+    node = head.grad_fn
+    while node is not None:
+        if "sigmoid" in node.name().lower() or "softmax" in node.name().lower():
+            return True
+        before = [source for source, _ in node.next_functions if source is not None]
+        node = before[0] if len(before) == 1 else None
+    return False
+
+
+def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

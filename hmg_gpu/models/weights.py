@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.models import NETWORKS, build_model
 from hmg_gpu.models.checkpoints import MODEL_PREFIX, one_line, quote, read_description
-from hmg_gpu.models.custom import is_custom
+from hmg_gpu.models.custom import as_option, is_custom
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # DistributedDataParallel, LESPS's Net and our own files, torch.compile
 
@@ -74,7 +74,7 @@ def load_model(path: str | os.PathLike, name: str | None = None) -> tuple[nn.Mod
     if name is None and isinstance(described, str) and is_custom(described):
         raise InputError(
             f"{path}: its network is {quote(described)}, code that a file may not start by itself; if it is yours, "
-            f"add --model {quote(described)}"
+            f"add {as_option(described)}"
         )
     name = name or next((known for known in NETWORKS if known == described), None)
     if name is None:
@@ -106,8 +106,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             names = list(handle.keys())
-            own = [name for name in names if name.startswith(MODEL_PREFIX)]
-            return {name: handle.get_tensor(name) for name in own or names}
+            prefixed = [name for name in names if name.startswith(MODEL_PREFIX)]
+            return {name: handle.get_tensor(name) for name in prefixed or names}
     except FileNotFoundError:
         raise
     except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, MemoryError) as error:

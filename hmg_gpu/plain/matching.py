@@ -11,20 +11,20 @@ from hmg_gpu.plain.components import Components, connected_components
 def counts_on_host(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
     """:func:`detection_counts` without the kernels; the number of components decides what Python does."""
     batch, height, width = prediction.shape
-    found, truth = connected_components(prediction, sizes), connected_components(target, sizes)
+    predicted, truth = connected_components(prediction, sizes), connected_components(target, sizes)
     # Foreground is sparse: the counts follow from its pixels, no plane is read again.
-    predicted_pixels, target_pixels = _per_image(found, found.area), _per_image(truth, truth.area)
-    shared = target.reshape(-1)[found.pixels]  # [F], where the prediction lies on the target
-    intersection = torch.bincount(found.pixels[shared] // (height * width), minlength=batch)
+    predicted_pixels, target_pixels = _per_image(predicted, predicted.area), _per_image(truth, truth.area)
+    shared = target.reshape(-1)[predicted.pixels]  # [F], where the prediction lies on the target
+    intersection = torch.bincount(predicted.pixels[shared] // (height * width), minlength=batch)
     union = predicted_pixels + target_pixels - intersection
     pixels = torch.full_like(union, height * width) if sizes is None else sizes.prod(1)
 
-    match = _match(found, truth, distance)  # [ground-truth components], -1 where none
+    match = _match(predicted, truth, distance)  # [ground-truth components], -1 where none
     hit = match >= 0
-    unmatched = torch.ones(len(found), dtype=torch.bool, device=match.device)
+    unmatched = torch.ones(len(predicted), dtype=torch.bool, device=match.device)
     unmatched[match[hit]] = False
     targets, matched = _per_image(truth, torch.ones_like(truth.area)), _per_image(truth, hit.long())
-    false_alarms = _per_image(found, found.area * unmatched)
+    false_alarms = _per_image(predicted, predicted.area * unmatched)
     columns = (intersection, union, matched, targets, false_alarms, predicted_pixels - intersection, pixels)
     return torch.stack(columns, dim=1)
 
@@ -34,19 +34,19 @@ def _per_image(components: Components, values: Tensor) -> Tensor:
     return values.new_zeros(components.shape[0]).index_add_(0, components.image, values)
 
 
-def _match(found: Components, truth: Components, distance: float) -> Tensor:
+def _match(predicted: Components, truth: Components, distance: float) -> Tensor:
     """Greedy matching in raster order: int64 [ground-truth components], the predicted component or -1."""
     # Pair every ground-truth component with every predicted one of its image; only close pairs remain.
-    per_image = torch.bincount(found.image, minlength=found.shape[0])
+    per_image = torch.bincount(predicted.image, minlength=predicted.shape[0])
     pairs = per_image[truth.image]
     first = (per_image.cumsum(0) - per_image)[truth.image]
     left = torch.repeat_interleave(pairs)
     right = torch.arange(len(left), device=left.device) - (pairs.cumsum(0) - pairs - first)[left]
     # Centroid distance times both areas, in whole numbers: exact where a distance of exactly 3 px must not match (up to
     # areas of 4,700 pixels each; beyond that the squares round).
-    area, true_area = found.area[right], truth.area[left]
-    offset_y = found.sum_y[right] * true_area - truth.sum_y[left] * area
-    offset_x = found.sum_x[right] * true_area - truth.sum_x[left] * area
+    area, true_area = predicted.area[right], truth.area[left]
+    offset_y = predicted.sum_y[right] * true_area - truth.sum_y[left] * area
+    offset_x = predicted.sum_x[right] * true_area - truth.sum_x[left] * area
     close = offset_y.double() ** 2 + offset_x.double() ** 2 < (distance * (area * true_area).double()) ** 2
 
     match = torch.full((len(truth),), -1)
@@ -56,4 +56,4 @@ def _match(found: Components, truth: Components, distance: float) -> Tensor:
         if match[target] < 0 and candidate not in taken:
             match[target] = candidate
             taken.add(candidate)
-    return match.to(found.area.device)
+    return match.to(predicted.area.device)

@@ -161,8 +161,8 @@ def _normalise_directions(
         return sigma, torch.where(rise > 0, rise, 1), torch.where(fall > 0, fall, 1)  # [P] each
 
     before, after = slice(None, radius + 1), slice(radius, None)  # both hold the point's own row or column
-    whole = part(by_row, in_columns)
-    score = _excess(window, *(value[:, None, None] for value in whole))  # q_g
+    full_box = part(by_row, in_columns)
+    score = _excess(window, *(value[:, None, None] for value in full_box))  # q_g
     score += _two_parts(window, part(by_row, in_columns, before), part(by_row, in_columns, after), radius)  # q_v
     left, right = part(by_column, in_rows, before), part(by_column, in_rows, after)
     score += _two_parts(window.mT, left, right, radius).mT  # q_h
@@ -185,8 +185,8 @@ def _two_parts(window: Tensor, before: tuple[Tensor, ...], after: tuple[Tensor, 
     is_before = torch.arange(window.shape[1], device=window.device) <= radius  # [S]
     lines = (torch.where(is_before, a[:, None], b[:, None])[:, :, None] for a, b in zip(before, after, strict=True))
     result = _excess(window, *lines)  # [P, S, S] by [P, S, 1]
-    own = window[:, radius]  # [P, S]
-    first, second = (_excess(own, *(value[:, None] for value in part)) for part in (before, after))
+    middle = window[:, radius]  # [P, S]
+    first, second = (_excess(middle, *(value[:, None] for value in part)) for part in (before, after))
     result[:, radius] = 0.5 * (first + second)
     return result
 

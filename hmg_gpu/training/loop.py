@@ -210,10 +210,11 @@ class Training:
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
         self.training_step.set_rate(rate)
         self.model.train()
-        own = (team.rank,) if team.rank else ()
+        rank_seed = (team.rank,) if team.rank else ()
         start, first = time.perf_counter(), self.step
         while self.step < len(plan):
-            torch.manual_seed(mix_seed(seed, self.epoch, self.step, *own))  # dropout is a function of the position, too
+            # Dropout is a function of the position, too.
+            torch.manual_seed(mix_seed(seed, self.epoch, self.step, *rank_seed))
             self.training_step(self.masks, plan[self.step])
             self.step += 1
             self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
@@ -296,9 +297,9 @@ class Training:
             "empty": (row["foreground"] == 0, "the network predicts background everywhere"),
             "full": (row["foreground"] > 0.5, "the network predicts foreground nearly everywhere"),
         }
-        for kind, (found, words) in findings.items():
+        for kind, (applies, words) in findings.items():
             key = f"{self.stage} {kind}"
-            if found and key not in self.warned:
+            if applies and key not in self.warned:
                 self.warned.append(key)
                 cure = (
                     "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
@@ -382,13 +383,13 @@ class Training:
                 f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
             )
         theirs = asdict(Settings.from_dict(description["settings"]))
-        for key, value, own in (
+        for key, value, ours in (
             ("settings", theirs, asdict(self.settings)),
             ("dataset", description["dataset"], self.train.dataset),
             ("masks", description["masks"], self.describe()["masks"]),
         ):
-            if value != own:
-                raise InputError(f"{path}: {_difference(key, value, own)}; resume with the run's own")
+            if value != ours:
+                raise InputError(f"{path}: {_difference(key, value, ours)}; resume with the run's own")
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "

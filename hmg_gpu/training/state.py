@@ -55,11 +55,11 @@ def check_state(
     require(tensors["masks.current"].dtype == torch.bool, "masks.current")
     for name, value in tensors.items():
         if name.startswith("optimizer."):
-            found = re.fullmatch(r"optimizer\.(\d{1,6})\.(step|exp_avg|exp_avg_sq)", name)
-            require(found is not None and int(found[1]) < len(parameters), quote(name))
-            shape = () if found[2] == "step" else parameters[int(found[1])].shape
+            parsed = re.fullmatch(r"optimizer\.(\d{1,6})\.(step|exp_avg|exp_avg_sq)", name)
+            require(parsed is not None and int(parsed[1]) < len(parameters), quote(name))
+            shape = () if parsed[2] == "step" else parameters[int(parsed[1])].shape
             require(value.shape == shape and value.dtype == torch.float32, name)
-            others = {f"optimizer.{found[1]}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            others = {f"optimizer.{parsed[1]}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
             require(others <= tensors.keys(), name)
 
 

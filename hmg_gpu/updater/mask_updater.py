@@ -72,7 +72,7 @@ class MaskUpdater:
     Example:
         >>> from hmg_gpu.data.synthetic import make_split
         >>> scenes = make_split("train", count=4, size=64)
-        >>> updater = MaskUpdater(scenes, masks="pmg:extent=10")
+        >>> updater = MaskUpdater(scenes, masks="pmg:extent=10", guard=None)  # an untrained network
         >>> _ = updater.update(torch.nn.Conv2d(1, 1, 3, padding=1), "logits")
         >>> bool((updater.masks & updater.initial == updater.initial).all())
         True
@@ -214,9 +214,10 @@ class MaskUpdater:
             What changed; read from the device only when asked.
 
         Raises:
-            InputError: the network is no module, returns several heads and nobody says which, or something of another
-                shape; or its values contradict ``output``: probabilities outside 0 to 1, logits that all lie within. No
-                mask is changed then.
+            InputError: the network is no module, is on another device, takes other channels, returns several heads and
+                nobody says which, or something of another shape; or its values contradict ``output``: probabilities
+                outside 0 to 1, logits that all lie within. No mask is changed then.
+            HMGError: another rank does not make the same call.
 
         Under torch.distributed each rank predicts and corrects its share of the batches, with rank 0's buffers, and all
         ranks end with the same bits as a single process.

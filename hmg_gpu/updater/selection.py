@@ -68,8 +68,8 @@ class Selection:
             )
         if values.dtype != torch.bool and not values.is_floating_point():
             raise InputError(f"prediction: expected floating point or bool, got {values.dtype}; do not round it")
-        tall, wide = (max(self._sizes[row][axis] for row in index) if index else 0 for axis in (0, 1))
         height, width = values.shape[1:]
+        tall, wide = (max([self._sizes[row][axis] for row in index], default=values.shape[1 + axis]) for axis in (0, 1))
         if height < tall or width < wide:
             raise InputError(
                 f"prediction: {height} x {width} is smaller than {self.data.names[index[0]]} and its batch "

@@ -55,6 +55,8 @@ def test_a_stopped_run_resumes(
     capsys.readouterr()
     refused(capsys, make(root, out, "--resume", "--extent", 9, "--batch", 2), "hmg.part.0", "other settings")
     refused(capsys, make(root, out, "--resume", "--extent", 8, "--batch", 3), "hmg.part.0", "other batch")
+    theirs = ("--masks", f"folder:{root / 'masks'}")
+    refused(capsys, make(root, out, "--resume", *FIXED, *theirs), "hmg.part.0", "other settings")
     written = count_parts(monkeypatch)
     assert make(root, out, *FIXED, "--resume", "--coco", "rle") == 0
     assert written == [["train2", "train3"], ["train4", "train5"]]

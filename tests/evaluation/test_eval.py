@@ -483,6 +483,21 @@ def test_predict_command_without_images(tmp_path: Path) -> None:
     assert len(list((tmp_path / "masks").glob("*.png"))) == 48
 
 
+def test_predict_command_without_any_point(tmp_path: Path, capsys) -> None:
+    """Points of which none is in these images: empty masks, and nothing for a student to learn from."""
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 99, (40, 50), np.uint8)).save(tmp_path / "frames" / "a.png")
+    (tmp_path / "p.csv").write_text("image,y,x\na,,\n")
+    common = ("predict", tmp_path / "frames", "--points", tmp_path / "p.csv", "--out")
+    assert run(*common, tmp_path / "out", "--extent", "auto") == 0
+    assert result(tmp_path / "out" / "predict.json")["masks"] == [PAPER.about()]
+    assert not read_mask(tmp_path / "out" / "masks" / "a.png").any()
+    capsys.readouterr()
+    assert run(*common, tmp_path / "none", "--masks", "learned") == 2
+    text = capsys.readouterr().err
+    assert "no point label" in text and text.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
 def test_images_normalisation(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("plain", "NUAA-SIRST"):

@@ -298,7 +298,7 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
             selection = updater._selection = object.__new__(Selection)
             selection.data, selection._offsets, selection._sizes = updater.data, [0, 2, 3, 5], host_sizes.tolist()
             selection._row = {name: row for row, name in enumerate("abc")}
-            updater._promised, updater._calls = "logits", 0
+            updater._promised = "logits"
             updater._raise_fault = lambda: None  # reads host memory, see the next test
             with NoSynchronisation(pinned=updater._fault_seen):
                 changes = updater.update(OnDevice(), "logits", batch_size=2, check=False)

@@ -24,7 +24,7 @@ def matches(text: str) -> bool:
 def entries(path: Path, text: str) -> Iterator[Entry]:
     """One entry an image, in the order in which the images first appear."""
     reader = csv.reader(text.splitlines(), strict=True)
-    found: dict[str, Entry] = {}
+    by_name: dict[str, Entry] = {}
     columns: list[int] = []
     total = 0
     try:
@@ -43,7 +43,7 @@ def entries(path: Path, text: str) -> Iterator[Entry]:
             if len(cells) <= max(columns):
                 raise InputError(f"{path}, {where}: {len(cells)} cells; expected at least {max(columns) + 1}")
             name, y, x = (cells[column].strip() for column in columns)
-            entry = found.setdefault(name, Entry(path, name, None, []))
+            entry = by_name.setdefault(name, Entry(path, name, None, []))
             if y or x:
                 entry.points.append((text_number(y, path, f"{where}, y"), text_number(x, path, f"{where}, x"), where))
                 total += 1
@@ -52,7 +52,7 @@ def entries(path: Path, text: str) -> Iterator[Entry]:
         raise InputError(f"{path}, row {reader.line_num}: no valid CSV ({error}); save it again with commas") from error
     if not columns:
         raise InputError(f"{path}: no header; expected a first row image,y,x")
-    yield from found.values()
+    yield from by_name.values()
 
 
 FORMAT = PointFormat("text", matches, entries)

@@ -156,11 +156,11 @@ def _xml(path: Path, data: bytes) -> Element:
 
 def json_field(value: Any, key: str, kind: type | tuple[type, ...], path: Path, where: str) -> Any:
     """``value[key]`` of JSON, refused where it is missing or not of ``kind``."""
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
-        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InputError(f"{path}, {where}: {key!r} is {show(found)}; expected a {kinds}: export the annotations again")
-    return found
+    item = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(item, kind) or isinstance(item, bool):
+        kinds = " or ".join(allowed.__name__ for allowed in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InputError(f"{path}, {where}: {key!r} is {show(item)}; expected a {kinds}: export the annotations again")
+    return item
 
 
 def json_number(value: Any, path: Path, where: str) -> float:

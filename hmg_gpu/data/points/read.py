@@ -192,21 +192,21 @@ def _folder_files(folder: Path, format: str | None, names: Sequence[str] | None)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     notes = [path for path in files if path.suffix.lower() in ANNOTATION_SUFFIXES]
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
-    found = pictures if format == "png" or (format is None and not notes) else notes
-    if not found:
+    chosen = pictures if format == "png" or (format is None and not notes) else notes
+    if not chosen:
         raise InputError(f"{folder}: no point files; expected one PNG, JSON or XML file for each image, or a CSV")
     if names is None:
-        return found
+        return chosen
     wanted = set(names)
-    named = [path for path in found if path.stem in wanted]
-    if found is pictures:
+    named = [path for path in chosen if path.stem in wanted]
+    if chosen is pictures:
         missing = wanted - {path.stem for path in named}
         if missing:
             raise InputError(
                 f"{folder}: no point file {min(missing)}.png ({len(missing)} of {len(wanted)} missing); "
                 "supply it: all black where the image has no target"
             )
-    return named or found
+    return named or chosen
 
 
 def _sizes_by_name(names: Sequence[str], sizes: Sizes) -> dict[str, tuple[int, int]]:

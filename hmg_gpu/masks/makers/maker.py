@@ -98,13 +98,13 @@ class Maker(Configured, ABC):
         Raises:
             InputError: an unknown name, or a value that cannot be.
         """
-        known = {one.name: one for one in fields(cls)}
+        known = {entry.name: entry for entry in fields(cls)}
         values = {name: value for name, value in given.items() if name in known}
         for pair in filter(None, text.split(",")):
             name, is_pair, value = pair.partition("=")
-            one = known.get(name.strip().replace("-", "_"))
-            if not is_pair or one is None or META not in one.metadata:
-                settings = ", ".join(name for name, one in known.items() if one.metadata.get(META))
+            entry = known.get(name.strip().replace("-", "_"))
+            if not is_pair or entry is None or META not in entry.metadata:
+                settings = ", ".join(name for name, entry in known.items() if entry.metadata.get(META))
                 raise InputError(f"masks {f'{cls.name}:{text}'!r}: expected NAME=VALUE of {settings or 'no setting'}")
-            values[one.name] = parse_value(one, value.strip())
+            values[entry.name] = parse_value(entry, value.strip())
         return cls(**values)

@@ -87,13 +87,13 @@ class Pmg(Maker):
         settled = self.fit(data)
         if not settled.by_size:
             return [(settled, data)]
-        own = {(height, width): extent for height, width, extent in settled.by_size}
+        extent_of = {(height, width): extent for height, width, extent in settled.by_size}
         image = data.points[:, 0].tolist()
         sizes = [tuple(size) for size in data.host_sizes.tolist()]
-        extents = torch.tensor([own.get(sizes[row], settled.extent) for row in image], device=data.points.device)
+        extents = torch.tensor([extent_of.get(sizes[row], settled.extent) for row in image], device=data.points.device)
         return [
             (replace(settled, extent=extent, by_size=()), replace(data, points=data.points[extents == extent]))
-            for extent in sorted({settled.extent, *own.values()})
+            for extent in sorted({settled.extent, *extent_of.values()})
         ]
 
     def masks(self, data: ImageSet) -> Tensor:

@@ -79,8 +79,8 @@ def normalise(crops: Tensor) -> Tensor:
 
 def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5, link: float = 1.0) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see ``Student.masks``."""
-    own, usable = own_pixels(probabilities, threshold, link)
-    return torch.where(usable[:, None, None], own, fallback)
+    pixels, usable = own_pixels(probabilities, threshold, link)
+    return torch.where(usable[:, None, None], pixels, fallback)
 
 
 def stretch(probabilities: Tensor, threshold: float) -> Tensor:
@@ -97,23 +97,23 @@ def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Te
     ``link`` (hysteresis): a large target keeps its parts. A mask cannot be used where no pixel so near the centre
     passes the threshold itself, or where it reaches the window's edge.
     """
-    found = connected_components(probabilities >= link * threshold)
+    components = connected_components(probabilities >= link * threshold)
     centre = probabilities.shape[1] // 2
     at = slice(centre - 1, centre + 2)
-    labels = found.labels()[:, at, at]
-    near = torch.zeros(len(found) + 1, dtype=torch.bool, device=probabilities.device)
+    labels = components.labels()[:, at, at]
+    near = torch.zeros(len(components) + 1, dtype=torch.bool, device=probabilities.device)
     near[labels.flatten()] = True
-    own = found.mask(near[1:]) & (probabilities >= threshold)
-    edge = own[:, 0].any(1) | own[:, -1].any(1) | own[:, :, 0].any(1) | own[:, :, -1].any(1)
-    return own, (probabilities[:, at, at] >= threshold).any(2).any(1) & ~edge
+    pixels = components.mask(near[1:]) & (probabilities >= threshold)
+    edge = pixels[:, 0].any(1) | pixels[:, -1].any(1) | pixels[:, :, 0].any(1) | pixels[:, :, -1].any(1)
+    return pixels, (probabilities[:, at, at] >= threshold).any(2).any(1) & ~edge
 
 
-def paste(own: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
+def paste(masks: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
     """Unite masks around points, bool [P, K, K], in their images: bool [B, H, W]; nothing beyond ``sizes``."""
-    position, inside = window_positions(points, own.shape[1], shape, sizes)
+    position, inside = window_positions(points, masks.shape[1], shape, sizes)
     pixels = math.prod(shape)
-    canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=own.device)  # the last slot takes what is outside
-    canvas.scatter_(0, torch.where(own & inside, position, pixels).flatten(), True)
+    canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=masks.device)  # the last slot takes what is outside
+    canvas.scatter_(0, torch.where(masks & inside, position, pixels).flatten(), True)
     return canvas[:pixels].view(tuple(shape))
 
 

@@ -51,9 +51,9 @@ def sibling(network: CropNet) -> CropNet:
     Its own are the normalisation (domain-specific batch normalisation, Chang et al., CVPR 2019), the coarsest scale and
     the decoder: trained together, siblings share what targets look like, and each draws its own kind of masks.
     """
-    own = {id(weight) for name in OWN for weight in network.get_submodule(name).parameters()}
+    separate = {id(weight) for name in OWN for weight in network.get_submodule(name).parameters()}
     shared = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
-    return copy.deepcopy(network, {id(weight): weight for weight in shared if id(weight) not in own})
+    return copy.deepcopy(network, {id(weight): weight for weight in shared if id(weight) not in separate})
 
 
 class _Residual(nn.Module):

@@ -128,15 +128,15 @@ class Student:
     def digest(self) -> str:
         """SHA-256 of all that decides its masks: weights, settings and threshold."""
         text = json.dumps([asdict(self.settings), [*self.networks], self.threshold])
-        found = hashlib.sha256(text.encode())
+        checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
             for value in network.state_dict().values():
-                found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+                checksum.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return checksum.hexdigest()
 
     def member(self, number: int) -> Student:
         """One of its networks alone."""
-        networks = {extent: [found[number]] for extent, found in self.networks.items()}
+        networks = {extent: [family[number]] for extent, family in self.networks.items()}
         return Student(networks, replace(self.settings, members=1), self.threshold)
 
     def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
@@ -170,8 +170,8 @@ class Student:
         threshold = description.get("threshold")
         if type(threshold) is not float or not 0 < threshold < 1:
             raise InputError(f"{path}: its threshold is {threshold!r}, expected a number between 0 and 1")
-        whole = all(type(extent) is int and 0 < extent < 10**5 for extent in extents)
-        if not whole or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
+        valid = all(type(extent) is int and 0 < extent < 10**5 for extent in extents)
+        if not valid or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
             raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
         tensors = read_tensors(path)
         networks: dict[int, list[CropNet]] = {}
@@ -238,8 +238,8 @@ class Student:
     def each(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
         fallback = masks_around(data, self.settings.radius, pmg)
-        found = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
-        return choose(found, fallback, self.threshold, self.settings.link)
+        probabilities = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
+        return choose(probabilities, fallback, self.threshold, self.settings.link)
 
     def soft_masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
@@ -252,12 +252,13 @@ class Student:
         for points in data.points.split(GROUP):
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, pmg)
-            found = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
-            own, usable = own_pixels(found, self.threshold, self.settings.link)
-            found = stretch(found, self.threshold)
-            found = torch.where(own | (found < 0.5), found, 0)  # other targets' pixels are theirs
-            values = torch.where(usable[:, None, None], found, fallback.float())
-            position, inside = window_positions(points, found.shape[1], shape, data.sizes)
+            probabilities = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
+            pixels, usable = own_pixels(probabilities, self.threshold, self.settings.link)
+            probabilities = stretch(probabilities, self.threshold)
+            # Other targets' pixels are theirs.
+            probabilities = torch.where(pixels | (probabilities < 0.5), probabilities, 0)
+            values = torch.where(usable[:, None, None], probabilities, fallback.float())
+            position, inside = window_positions(points, probabilities.shape[1], shape, data.sizes)
             position = torch.where(inside, position, len(soft) - 1)
             soft.scatter_reduce_(0, position.flatten(), values.flatten(), "amax")
         return soft[:-1].view(shape)
@@ -271,11 +272,11 @@ def _prefix(extent: int, number: int) -> str:
 def _filled(tensors: Mapping[str, Tensor], prefix: str) -> CropNet | None:
     """A network of the weights with this prefix; None where one is missing, is of another kind or not finite."""
     network = CropNet()
-    own = {}
+    state = {}
     for name, target in network.state_dict().items():
         value = tensors.get(prefix + name)
         if value is None or value.shape != target.shape or value.dtype != target.dtype or not value.isfinite().all():
             return None
-        own[name] = value
-    network.load_state_dict(own)
+        state[name] = value
+    network.load_state_dict(state)
     return network

@@ -114,7 +114,7 @@ def train_student(
     sets = [sets] if isinstance(sets, ImageSet) else list(sets)
     makers = _makers(pmg, sets)
     settings = settings or StudentSettings()
-    numbers = [number for number, one in enumerate(sets) if len(one.points)]
+    numbers = [number for number, data in enumerate(sets) if len(data.points)]
     if not numbers:
         raise InputError("no point label in any set: there is nothing to learn from; check the points")
     if len(numbers) > settings.batch_size:
@@ -122,8 +122,8 @@ def train_student(
         raise InputError(f"batch_size = {settings.batch_size}: {text}")
     reach = settings.radius + settings.shift
     if teachers is None:
-        teachers = [masks_around(one, reach, maker) for one, maker in zip(sets, makers, strict=True)]
-    expected = [(len(one.points), 2 * reach + 1, 2 * reach + 1) for one in sets]
+        teachers = [masks_around(data, reach, maker) for data, maker in zip(sets, makers, strict=True)]
+    expected = [(len(data.points), 2 * reach + 1, 2 * reach + 1) for data in sets]
     if [tuple(teacher.shape) for teacher in teachers] != expected:
         shapes = [tuple(teacher.shape) for teacher in teachers]
         raise InputError(f"teachers of shape {shapes}: expected {expected}, a mask around each point of each set")
@@ -141,11 +141,11 @@ def train_student(
     for number in range(settings.rounds):
         if student is not None:
             courses = [_taught_again(course, student) for course in courses]
-        found = [
+        families = [
             _train(courses, shares, settings, mix_seed(settings.seed, number, member), step)
             for member, shares in enumerate(_shares(courses, settings, number))
         ]
-        networks = {length: [family[length] for family in found] for length in found[0]}
+        networks = {length: [family[length] for family in families] for length in families[0]}
         student = Student(networks, settings)
         if not settings.threshold:
             student = Student(networks, settings, _best_level(student, courses))
@@ -170,10 +170,12 @@ def agreement(
     alone = [student.member(number) for number in range(members)]
     level = torch.tensor(levels, device=sets[0].images.device)[:, None, None, None]
     both = either = torch.zeros(len(levels), dtype=torch.int64, device=level.device)
-    for one, extent in zip(sets, extents, strict=True):
-        for points in one.points.split(NETS):
-            found = [each.probabilities(one.images, points, extent=extent, sizes=one.sizes) >= level for each in alone]
-            for first, second in zip(found[::2], found[1::2], strict=False):
+    for data, extent in zip(sets, extents, strict=True):
+        for points in data.points.split(NETS):
+            masks = [
+                each.probabilities(data.images, points, extent=extent, sizes=data.sizes) >= level for each in alone
+            ]
+            for first, second in zip(masks[::2], masks[1::2], strict=False):
                 both = both + (first & second).sum((1, 2, 3))
                 either = either + (first | second).sum((1, 2, 3))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0).tolist()
@@ -195,8 +197,8 @@ def _best_level(student: Student, courses: Sequence[Course]) -> float:
     """The threshold at which halves agree best; 0.5 where there are none."""
     if student.settings.members < 2:
         return 0.5
-    found = agreement(student, [course.data for course in courses], [course.extent for course in courses])
-    return LEVELS[found.index(max(found))]
+    scores = agreement(student, [course.data for course in courses], [course.extent for course in courses])
+    return LEVELS[scores.index(max(scores))]
 
 
 def _shares(courses: Sequence[Course], settings: StudentSettings, number: int) -> list[list[Tensor]]:
@@ -222,14 +224,14 @@ def _taught_again(course: Course, student: Student) -> Course:
     return replace(course, teacher=masks_around(moved, radius, course.pmg, centres=data.points[:, 1:]))
 
 
-def _recentred(one: ImageSet, own: Tensor) -> ImageSet:
+def _recentred(data: ImageSet, masks: Tensor) -> ImageSet:
     """The set with its points moved to the centroids of their masks [P, K, K], which have the points at the centre."""
-    offset = torch.arange(own.shape[1], device=own.device) - own.shape[1] // 2
-    area = own.sum((1, 2)).clamp(min=1)
-    move = torch.stack([(own.sum(axis) * offset).sum(1) / area for axis in (2, 1)], dim=1).round().long()
-    size = one.sizes[one.points[:, 0]]
-    moved = (one.points[:, 1:] + move).clamp(min=0).minimum(size - 1)
-    return replace(one, points=torch.cat((one.points[:, :1], moved), dim=1))
+    offset = torch.arange(masks.shape[1], device=masks.device) - masks.shape[1] // 2
+    area = masks.sum((1, 2)).clamp(min=1)
+    move = torch.stack([(masks.sum(axis) * offset).sum(1) / area for axis in (2, 1)], dim=1).round().long()
+    size = data.sizes[data.points[:, 0]]
+    moved = (data.points[:, 1:] + move).clamp(min=0).minimum(size - 1)
+    return replace(data, points=torch.cat((data.points[:, :1], moved), dim=1))
 
 
 def _train(
@@ -261,12 +263,12 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     parts = [len(part) for part in torch.arange(settings.batch_size).tensor_split(len(courses))]
     lessons = [
-        _draw(course, own, steps, part, settings, generator)  # on the device, so that no step waits for a copy
-        for course, own, part in zip(courses, shares, parts, strict=True)
+        _draw(course, share, steps, part, settings, generator)  # on the device, so that no step waits for a copy
+        for course, share, part in zip(courses, shares, parts, strict=True)
     ]
     family.train()
     for number in range(steps):
-        drawn = [tuple(values[number] for values in one) for one in lessons]
+        drawn = [tuple(values[number] for values in lesson) for lesson in lessons]
         loss = _loss(networks, courses, settings, drawn)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -289,11 +291,11 @@ def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
 
 
 def _draw(
-    course: Course, own: Tensor, steps: int, count: int, settings: StudentSettings, generator: torch.Generator
+    course: Course, share: Tensor, steps: int, count: int, settings: StudentSettings, generator: torch.Generator
 ) -> tuple[Sequence[Tensor], ...]:
     """For each step: so many of a course's points, how their crops are turned, and what decides their shifts."""
-    passes = -(-steps * count // len(own))  # every point once before any comes again
-    order = torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(passes)])
+    passes = -(-steps * count // len(share))  # every point once before any comes again
+    order = torch.cat([share[torch.randperm(len(share), generator=generator)] for _ in range(passes)])
     rows = order[: steps * count].view(steps, count)
     turn = torch.randint(0, 2, (steps, count, 3), generator=generator)
     noise = torch.rand(steps, count, (2 * settings.shift + 1) ** 2, generator=generator)
@@ -307,7 +309,7 @@ def _loss(
     drawn: Sequence[tuple[Tensor, ...]],
 ) -> Tensor:
     """Soft-IoU and cross entropy of a batch, each course's part of it weighed by its crops; reads nothing back."""
-    total, whole = 0.0, sum(len(rows) for rows, *_ in drawn)
+    total, count = 0.0, sum(len(rows) for rows, *_ in drawn)
     for extent, network in networks.items():
         pairs = [
             _lesson(course.data, course.teacher, settings, *values)
@@ -319,7 +321,7 @@ def _loss(
         target = targets[:, None].float()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         loss = soft_iou_loss(logits, target) + settings.cross_entropy * cross_entropy
-        total = total + loss * (len(crops) / whole)
+        total = total + loss * (len(crops) / count)
     return total
 
 
@@ -329,21 +331,21 @@ def _floats(network: nn.Module) -> list[Tensor]:
 
 
 def _lesson(
-    one: ImageSet, teacher: Tensor, settings: StudentSettings, rows: Tensor, turn: Tensor, noise: Tensor
+    data: ImageSet, teacher: Tensor, settings: StudentSettings, rows: Tensor, turn: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Crops [p, S, S] around shifted points and the teacher's masks in them, both turned the same way."""
     shift, centre = settings.shift, teacher.shape[1] // 2
-    points, masks = one.points[rows], teacher[rows]
+    points, masks = data.points[rows], teacher[rows]
     core = masks[:, centre - shift : centre + shift + 1, centre - shift : centre + shift + 1].flatten(1) > 0.5
     # A random pixel of the teacher's mask near the point; the point itself where the mask does not hold any.
     place = torch.where(core, noise, -1.0)
     place[:, place.shape[1] // 2] = noise[:, place.shape[1] // 2]
     place = place.argmax(1)
     move = torch.stack((place // (2 * shift + 1) - shift, place % (2 * shift + 1) - shift), dim=1)  # [p, 2]
-    size = one.sizes[points[:, 0]]
+    size = data.sizes[points[:, 0]]
     moved = torch.minimum((points[:, 1:] + move).clamp(min=0), size - 1)
     move = moved - points[:, 1:]
-    crop = gather(one.images, torch.cat((points[:, :1], moved), 1), one.sizes, settings.crop, turn)
+    crop = gather(data.images, torch.cat((points[:, :1], moved), 1), data.sizes, settings.crop, turn)
     down, across = turned_offsets(settings.crop, turn)
     line, column = down + move[:, :1, None] + centre, across + move[:, 1:, None] + centre
     side = masks.shape[1]
