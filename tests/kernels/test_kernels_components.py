@@ -160,6 +160,17 @@ def test_matching_is_greedy_in_raster_order_and_strict(monkeypatch) -> None:
     assert counts_of([prediction], [target], distance=2.0)[0].tolist() == [0, 5, 0, 2, 3, 3, 360]
 
 
+def test_a_full_table_takes_nothing_from_the_next_image() -> None:
+    """Isolated pixels fill the first image's table; a target that none of them is close to must leave the next alone."""
+    prediction, target = (torch.zeros(2, 8, 8, dtype=torch.bool) for _ in range(2))
+    prediction[0, ::2, ::2] = target[0, 1, 1] = True
+    prediction[1, 3, 3] = target[1, 3, 3] = True
+    with poisoned_memory():
+        counts = kernels.detection_counts(prediction.to(DEVICE), target.to(DEVICE), distance=0.5).cpu()
+    assert counts[:, 2].tolist() == [0, 1]  # matched
+    assert counts[:, 4].tolist() == [16, 0]  # pixels of unmatched components
+
+
 def test_empty_masks() -> None:
     empty = np.zeros((5, 6), dtype=bool)
     assert counts_of([empty], [empty])[0].tolist() == [0, 0, 0, 0, 0, 0, 30]

@@ -44,7 +44,7 @@ def updates(folder: Path, rounds: int, until: float, shown: Path) -> None:
     updater = MaskUpdater(tiny_set(), "pmg:extent=10")
     net, sizes = build_model("acm", output_bias=0.0), []
     while len(sizes) < rounds and time.monotonic() < until:
-        changes = updater.update(net)
+        changes = updater.update(net, "logits")
         assert changes.pixels >= 0  # reads what an update counts
         sizes.append(resident())
     shown.write_text(json.dumps(grown(sizes)))
