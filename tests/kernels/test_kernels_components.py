@@ -161,7 +161,7 @@ def test_matching_is_greedy_in_raster_order_and_strict(monkeypatch) -> None:
 
 
 def test_a_full_table_takes_nothing_from_the_next_image() -> None:
-    """Isolated pixels fill the first image's table; a target that none of them is close to must leave the next alone."""
+    """Isolated pixels fill the first image's table; a target that none is close to must leave the next image alone."""
     prediction, target = (torch.zeros(2, 8, 8, dtype=torch.bool) for _ in range(2))
     prediction[0, ::2, ::2] = target[0, 1, 1] = True
     prediction[1, 3, 3] = target[1, 3, 3] = True

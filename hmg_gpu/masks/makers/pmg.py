@@ -149,6 +149,10 @@ class Pmg(Maker):
         """Of :func:`hmg_gpu.point_to_mask`, the extent settled."""
         return {"extent": self.extent, "half_width": self.half_width, "alpha": self.alpha}
 
+    def change(self, name: str, value: Any) -> Pmg:
+        changed = Maker.change(self, name, value)
+        return replace(changed, by_size=(), why="as given") if name == "extent" else changed
+
     def ablations(self) -> Mapping[str, Maker]:
         return {"P_g only": replace(self, directional=False)} if self.directional else {}
 
