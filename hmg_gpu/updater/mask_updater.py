@@ -372,7 +372,7 @@ class MaskUpdater:
         if output == "logits":
             raise InputError(
                 "update: logits were promised but all values lie within 0 and 1, as after a sigmoid, so no mask was "
-                'changed; pass output="probabilities"'
+                'changed; pass output="probabilities", or train the network first if it does give logits'
             )
         raise InputError(
             "update: probabilities were promised but some values lie outside 0 to 1, so no mask was changed; "

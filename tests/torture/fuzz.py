@@ -284,7 +284,7 @@ def jobs(
             commands = (
                 [command(train.main, "--resume", out / "run", *machine)] if name == "last.safetensors" else commands
             )
-            commands = [export(clicks, "--student", path)] if name == "student.safetensors" else commands
+            commands = [export(clicks, "--masks", f"learned:{path}")] if name == "student.safetensors" else commands
     read = [
         (getattr(reader, "__name__", "reader"), lambda reader=reader: (reader(path), True)[1]) for reader in readers
     ]

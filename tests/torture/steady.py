@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny import tiny_set, write_folder
 
 from hmg_gpu import MaskUpdater
@@ -41,6 +42,7 @@ def run_memory(folder: Path, count: int, deadline: float, seed: int) -> dict[str
 
 
 def updates(folder: Path, rounds: int, until: float, shown: Path) -> None:
+    torch.manual_seed(0)  # some first weights give logits that all lie within 0 and 1, which update refuses
     updater = MaskUpdater(tiny_set(), "pmg:extent=10")
     net, sizes = build_model("acm", output_bias=0.0), []
     while len(sizes) < rounds and time.monotonic() < until:
