@@ -143,7 +143,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
 def paper(options: argparse.Namespace, console: Console) -> None:
     """Every table and figure of the paper that the data and checkpoints at hand allow: Markdown, PNG and JSON."""
     folder = options.out or Path("runs") / "paper"
-    checkpoints = sort_checkpoints(options.checkpoint, options.normalisation, options.padding)
+    checkpoints = sort_checkpoints(options.checkpoint, options.normalisation, options.padding, options.model)
     report = Report(folder, checkpoints, options.device, options.plots, lambda text: say(console, text))
     for path in options.data:
         report.add_set(path)
@@ -194,6 +194,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--data", nargs="*", default=[], metavar="FOLDER", help="data sets, each a folder or a packed .h5")
     text = "our checkpoints, which know what they are; published weights as full=FILE or LESPS=FILE, after their row"
     option("--checkpoint", nargs="*", default=[], metavar="[ROW=]FILE", help=text)
+    option("--model", metavar="FILE.py:Class", help="the network of checkpoints that were trained with one of your own")
     option("--normalisation", default="SIRST3", help="of published weights (default: %(default)s)")
     option("--padding", default="lesps", choices=PADDINGS, help="of published weights (default: %(default)s)")
     return parser.parse_args(arguments)

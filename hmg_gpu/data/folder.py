@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def load_folder(
     folder = root / "masks" if masks is not False and (root / "masks").is_dir() else None
     if isinstance(points, (str, os.PathLike)):
         points = _find_points(root, points)
-    result = _load(names, paths, points, folder, normalisation or NORMALISATION.get(name), progress)
+    result = _load(names, paths, points, folder, _settled(normalisation, name), progress)
     if masks and result.masks is None:
         raise InputError(f"{root / 'masks'}: no mask for any image of {split_file.name}; supply masks/ID.png")
     result.dataset, result.split = name, split
@@ -145,7 +146,7 @@ def load_images(
     if masks is not None:
         masks = Path(masks)
         _require_folder(masks, "the masks")
-    result = _load(list(seen), paths, points, masks, normalisation or NORMALISATION.get(name), progress)
+    result = _load(list(seen), paths, points, masks, _settled(normalisation, name), progress)
     if masks is not None and result.masks is None:
         raise InputError(f"{masks}: no mask is named like an image ({paths[0].stem} ...); name them like the images")
     result.dataset = name
@@ -230,8 +231,6 @@ def _load(
     normalisation: tuple[float, float] | None,
     progress: Progress | None,
 ) -> ImageSet:
-    if normalisation is not None and not (all(map(math.isfinite, normalisation)) and normalisation[1] > 0):
-        raise InputError(f"normalisation {normalisation}: expected a finite mean and a positive std")
     headers = list(map_files(read_header, paths))
     sizes = np.array([header[:2] for header in headers], dtype=np.int64)  # [N, 2]
     dtype = np.uint8 if all(header[2] for header in headers) else np.float32
@@ -376,3 +375,19 @@ def _only(files: Mapping[str, list[Path]], stem: str, where: str) -> Path:
 def _require_folder(path: Path, what: str) -> None:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected {what} there")
+
+
+def _settled(normalisation: Any, name: str) -> tuple[float, float] | None:
+    """(mean, std) as given, else the data set's own; None: that of the images."""
+    if normalisation is None:
+        return NORMALISATION.get(name)
+    try:
+        mean, std = (float(normalisation[place]) for place in range(len(normalisation)))
+        if math.isfinite(mean) and math.isfinite(std) and std > 0:
+            return mean, std
+    except (TypeError, ValueError, LookupError):
+        pass
+    raise InputError(
+        f"normalisation {normalisation}: expected a finite mean and a positive std, such as (100.0, 30.0); of a dict "
+        "give tuple(its.values())"
+    )

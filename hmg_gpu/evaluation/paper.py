@@ -24,6 +24,7 @@ from hmg_gpu.evaluation.plots import plot_sweep
 from hmg_gpu.evaluation.tables import DEFINITION, sweep_csv
 from hmg_gpu.masks import Evidence, Pmg, Union
 from hmg_gpu.models.checkpoints import read_description
+from hmg_gpu.models.custom import is_custom
 from hmg_gpu.models.network import Network, load_network
 
 DEFAULTS = {"half_width": 4, "alpha": 0.15, "radius": 30}  # the paper's, besides L_ep by data set
@@ -83,19 +84,22 @@ class Checkpoint:
     path: str
     row: str  # "HMG", "coarse points", "full", "LESPS" ...: a row of Tables 1 and 5; "stage 1": Table 4; COARSE_STAGE_1
     dataset: str | None  # that it was trained on; None: any (published weights)
-    options: dict[str, str]  # normalisation and padding
+    options: dict[str, str]  # normalisation, padding, a model of one's own
 
     @property
     def arguments(self) -> list[str]:
         return [*(f"--{name}={value}" for name, value in self.options.items()), "--checkpoint", self.path]
 
 
-def sort_checkpoints(files: Sequence[str], normalisation: str, padding: str) -> list[Checkpoint]:
+def sort_checkpoints(
+    files: Sequence[str], normalisation: str, padding: str, model: str | None = None
+) -> list[Checkpoint]:
     """Find the row of each weights file: our own say what they are, others are given as ROW=FILE.
 
     Args:
         files: ``FILE`` or ``ROW=FILE``.
         normalisation, padding: how published weights are run.
+        model: FILE.py:Class of the checkpoints that were trained with a network of one's own.
 
     Raises:
         InputError: a file that does not exist, says nothing about itself, or holds a run that is not finished.
@@ -127,7 +131,8 @@ def sort_checkpoints(files: Sequence[str], normalisation: str, padding: str) -> 
         else:
             deduced = "stage 1" if stage == 1 else "HMG"
         if row or deduced:
-            result.append(Checkpoint(path, row or deduced, about["dataset"], {}))
+            own = {"model": model} if model and is_custom(settings["model"]) else {}
+            result.append(Checkpoint(path, row or deduced, about["dataset"], own))
     return result
 
 

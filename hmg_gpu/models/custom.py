@@ -62,7 +62,7 @@ def load_custom(name: str) -> nn.Module:
 
 
 def _run(path: Path, name: str) -> Any:
-    """The module in a file; its own folder can be imported from, as when Python runs it."""
+    """The module in a file; its own folder can be imported from, as when Python runs it, now and later."""
     spec = importlib.util.spec_from_file_location(f"hmg_gpu_custom_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -74,6 +74,8 @@ def _run(path: Path, name: str) -> Any:
         raise InputError(f"model {name}: {path} fails ({_words(error)})") from error
     finally:
         sys.path.remove(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # behind all others: what __init__ and forward import
     return module
 
 

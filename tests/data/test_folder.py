@@ -79,6 +79,9 @@ def test_own_normalisation_is_the_mean_over_images(root):
     assert (given.mean, given.std) == (1.5, 2.0)
     refused(lambda: load_folder(root, "train", normalisation=(1.0, 0.0)), "positive std")
     refused(lambda: load_folder(root, "train", normalisation=(float("nan"), 1.0)), "finite mean")
+    for other in ({"mean": 1.0, "std": 2.0}, 5.0, (1.0, 2.0, 3.0), "SIRST3", ("a", "b")):
+        refused(lambda other=other: load_folder(root, "train", normalisation=other), "finite mean", "values()")
+    assert load_folder(root, "train", normalisation=np.array([1.5, 2.0])).std == 2.0
 
 
 def test_normalisation_by_the_data_sets_name(root):

@@ -161,6 +161,27 @@ def test_weights_of_another_network(data: Path, command, tmp_path: Path) -> None
     assert code == 2 and "has shape" in text
 
 
+def test_the_report_takes_a_network_of_ones_own(data: Path, command, tmp_path: Path) -> None:
+    model, out = f"{write(tmp_path / 'nets', NET)}:Net", tmp_path / "run"
+    assert command(train.main, "--data", data, *FAST, "--model", model, "--out", out)[0] == 0
+    report = (
+        "paper",
+        "--data",
+        data,
+        "--no-plots",
+        "--out",
+        tmp_path / "out",
+        "--checkpoint",
+        out / "stage2.safetensors",
+    )
+    code, text = command(script.main, *report)
+    assert code == 2 and "--model" in text
+    assert command(script.main, *report, "--model", model)[0] == 0
+    entries = json.loads((tmp_path / "out" / "paper.json").read_text())["entries"]
+    (row,) = [entry for entry in entries if (entry["table"], entry["row"]) == ("Table 1", "HMG") and entry["ours"]]
+    assert row["our_model"] == "Net" and "--model" in row["command"]
+
+
 def test_a_file_never_starts_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a checkpoint calls its network, nothing of it is run, and what it says stays on one line."""
     monkeypatch.chdir(tmp_path)
@@ -306,7 +327,7 @@ def test_the_trial_takes_no_random_number(tmp_path: Path) -> None:
 
 
 def test_its_own_folder_can_be_imported_from(tmp_path: Path) -> None:
-    """As when Python runs the file; the search path is left as it was."""
+    """As when Python runs the file, but behind all others; a file that fails leaves the search path as it was."""
     write(tmp_path / "my nets", "WIDTH = 6\n", "blocks_of_mine.py")
     path = write(
         tmp_path / "my nets",
@@ -315,12 +336,25 @@ def test_its_own_folder_can_be_imported_from(tmp_path: Path) -> None:
     before = list(sys.path)
     try:
         assert load_custom(f"{path}:Net").head.in_channels == 6
-        assert sys.path == before
+        assert sys.path == [*before, str(path.parent)]
+        before = list(sys.path)
         broken = write(tmp_path / "broken", "from no_blocks_here import WIDTH\n" + NET)
         refused(lambda: load_custom(f"{broken}:Net"), "No module named 'no_blocks_here'")
         assert sys.path == before
     finally:
         sys.modules.pop("blocks_of_mine", None)
+        sys.path.remove(str(path.parent))
+
+
+def test_its_own_folder_can_be_imported_from_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write(tmp_path, "def gain():\n    return 2.0\n", "late_sibling.py")
+    late = "        from late_sibling import gain\n"
+    content = NET.replace("        super().__init__()\n", "        super().__init__()\n" + late)
+    content = content.replace("        return self.head", late + "        return gain() * self.head")
+    network = load_custom(f"{write(tmp_path, content)}:Net")
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
+    assert sys.path[0] != str(tmp_path)  # never before what was there
 
 
 def test_a_name_is_checked_without_running_the_file(tmp_path: Path) -> None:
