@@ -7,6 +7,7 @@ synthetic scenes. Results go to --out as JSON (with data set, settings, normalis
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,10 +25,12 @@ from hmg_gpu.common.files import write_json, write_text
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import write_mask
 from hmg_gpu.evaluation import masks as evaluation
+from hmg_gpu.evaluation.compare import compare_maker, compare_markdown, compare_tables, over_sides
 from hmg_gpu.evaluation.detector import measure_detector, predict_masks
 from hmg_gpu.evaluation.paper import Report, paper_points, sort_checkpoints
 from hmg_gpu.evaluation.pictures import PICKS, draw_sheet
-from hmg_gpu.evaluation.plots import plot_detector, plot_sweep, require_matplotlib
+from hmg_gpu.evaluation.plots import plot_detector, plot_sides, plot_sweep, require_matplotlib
+from hmg_gpu.evaluation.runs import read_run, runs_markdown, runs_rows, runs_tables
 from hmg_gpu.evaluation.tables import mask_table, size_table, sweep_csv
 from hmg_gpu.models.predict import PADDINGS
 
@@ -112,6 +115,49 @@ def show(options: argparse.Namespace, console: Console) -> None:
     say(console, f"{len(chosen)} images, judged by the {last} mask: {path}")
 
 
+def compare(options: argparse.Namespace, console: Console) -> None:
+    """Makers of masks side by side: quality, time, the published value of each, a sheet of pictures, Markdown."""
+    inputs = open_inputs(options, console, makers=False)
+    data, folder = inputs.data, inputs.folder
+    evaluation.require_truth(data)
+    seeds = options.seeds or [options.seed]
+    by_seed = {seed: make_makers(options, seed) for seed in seeds}
+    results = []
+    with bar(console, "comparing", len(options.masks) * len(seeds)) as advance:
+        for row, name in enumerate(options.masks):
+            makers = {seed: makers[row] for seed, makers in by_seed.items()}
+            results.append(compare_maker(data, name, makers, folder=folder, progress=advance))
+    title = f"Masks of {inputs.title} ({len(data)} images, {len(data.points)} points, {options.points})"
+    console.print(*compare_tables(title, results, data))
+    masks = {result.name: result.mask for result in results}
+    chosen = evaluation.choose_images(data, results[-1].mask, "spread", options.count, None)
+    draw_sheet(folder / "compare.png", data, masks, chosen, whole=False)
+    command = shlex.join(["python", "eval.py", *options.arguments])
+    write_text(folder / "compare.md", compare_markdown(title, results, data, command))
+    inputs.makers = [result.maker for result in results]
+    sides = {}
+    if options.sides:
+        with bar(console, "sides", len(results)) as advance:
+            for result in results:
+                rows = over_sides(data, result.maker, options.sides)
+                sides |= {result.name: rows} if rows else {}
+                advance(1)
+    inputs.save("compare.json", console, rows=[result.about(len(data.points)) for result in results], sides=sides)
+    if sides and options.plots:
+        plot_sides(folder / "sides.png", sides, title)
+    say(console, f"table: {folder / 'compare.md'}, pictures: {folder / 'compare.png'}")
+
+
+def runs(options: argparse.Namespace, console: Console) -> None:
+    """Trained runs side by side, means over seeds, with the share of full supervision that each reaches."""
+    rows = runs_rows(read_run(folder) for folder in options.folders)
+    console.print(*runs_tables(rows))
+    folder = options.out or Path("runs") / "compared"
+    write_json(folder / "runs.json", {"rows": rows, "runs": [str(path) for path in options.folders]})
+    write_text(folder / "runs.md", runs_markdown(rows))
+    say(console, f"table: {folder / 'runs.md'}, numbers: {folder / 'runs.json'}")
+
+
 def predict(options: argparse.Namespace, console: Console) -> None:
     """Masks for images without ground truth: by a checkpoint, by points (--masks), or by both (point prompt)."""
     if not options.checkpoint and not options.points:
@@ -184,6 +230,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--zoom", type=int, default=30, help="side of the enlarged part, pixels (default: %(default)s)")
     option("--whole", action="store_true", help="also every mask over the whole image")
 
+    example = "--data data/NUAA-SIRST --masks pmg learned mclc --seeds 0 1 2"
+    option = add_command(commands, compare, example, split="train", several=True, plots=True)
+    option("--seeds", nargs="+", type=int, help="one measurement each of makers that draw at random (default: --seed)")
+    option("--count", type=int, default=6, help="images on the sheet (default: %(default)s)")
+    option("--sides", nargs="+", type=int, metavar="PIXELS", help="also IoU over the side of the crop (Fig. 4)")
+
+    option = add_command(commands, runs, "runs/NUAA-SIRST-unet-seed*", settings=False)
+    option("folders", nargs="+", type=Path, metavar="RUN", help="folders of finished runs of train.py")
+
     option = add_command(commands, predict, f"frames/ {weights} --points clicks.csv --out frames_masks")
     option("images", nargs="*", help="image files and folders, 8 or 16 bits (default: embedded scenes)")
     option("--points", help="points that prompt: a file or folder of any supported format")
@@ -197,7 +252,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--model", metavar="FILE.py:Class", help="the network of checkpoints that were trained with one of your own")
     option("--normalisation", default="SIRST3", help="of published weights (default: %(default)s)")
     option("--padding", default="lesps", choices=PADDINGS, help="of published weights (default: %(default)s)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -51,11 +51,11 @@ def add_machine_options(parser: argparse.ArgumentParser, *, device: bool = True)
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
 
 
-def make_makers(options: argparse.Namespace) -> list[Maker]:
-    """The makers that --masks names, not yet fitted to the data."""
+def make_makers(options: argparse.Namespace, seed: int | None = None) -> list[Maker]:
+    """The makers that --masks names, not yet fitted to the data; ``seed`` stands in the place of --seed."""
     pmg = Pmg(extent=options.extent, half_width=options.half_width, alpha=options.alpha)
     names = [options.masks] if isinstance(options.masks, str) else options.masks
-    return [make_maker(name, pmg=pmg, seed=options.seed) for name in names]
+    return [make_maker(name, pmg=pmg, seed=options.seed if seed is None else seed) for name in names]
 
 
 def make_correction(options: argparse.Namespace) -> Rule:

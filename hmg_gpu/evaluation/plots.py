@@ -74,6 +74,31 @@ def plot_sweep(
     _save(figure, path)
 
 
+def plot_sides(path: str | os.PathLike, makers: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
+    """IoU over the side of what a maker looks at, a panel for each maker (HMG Figs. 4a and 4b).
+
+    Args:
+        path: the PNG, replaced in one step.
+        makers: name -> rows of :func:`hmg_gpu.evaluation.compare.over_sides`.
+    """
+    figure, panels = _new_figure(len(makers))
+    for axes, (name, rows) in zip(panels, makers.items(), strict=True):
+        sides = [row["side"] for row in rows]
+        axes.plot(sides, [100 * row["iou"] for row in rows], "-o", color="black", ms=4, label="all targets")
+        for kind, part in rows[0]["sizes"].items():
+            if part["targets"]:
+                shares = [100 * row["sizes"][kind]["iou"] for row in rows]
+                axes.plot(sides, shares, "-o", color=COLOURS[kind], ms=3, lw=1, label=kind)
+        axes.set_title(name)
+        axes.set_xlabel("side of the crop (pixels)")
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("IoU (%)")
+    panels[0].legend(loc="lower right", fontsize=9)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def plot_detector(path: str | os.PathLike, curve: Sequence[Mapping[str, float]], threshold: float, title: str) -> None:
     """Precision over recall (pixels) and Pd over Fa (components), the point at ``threshold`` marked.
 
@@ -113,7 +138,7 @@ def _new_figure(panels: int):
     require_matplotlib()
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    figure = Figure(figsize=(9.5, 4.4) if panels == 1 else (11, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9.5, 4.4) if panels == 1 else (max(11, 4.2 * panels), 4.6), dpi=110, layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 

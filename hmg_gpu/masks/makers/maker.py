@@ -42,6 +42,11 @@ class Maker(Configured, ABC):
         """Its row in tables."""
         return self.name
 
+    @property
+    def paper_row(self) -> str | None:
+        """Its row in Tables 2 and 3 of HMG, if it has one."""
+        return None
+
     def fit(self, data: Sampled, *, folder: Path | None = None, progress: Steps | None = None) -> Maker:
         """The maker with all that depends on the data settled: lengths chosen, networks trained or read.
 

@@ -66,6 +66,10 @@ class Pmg(Maker):
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def paper_row(self) -> str | None:
+        return "PMG" if self.directional else None
+
     def fit(self, data: Sampled, *, folder: Path | None = None, progress: Steps | None = None) -> Pmg:
         if isinstance(self.extent, int):
             return self
