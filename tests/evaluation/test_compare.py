@@ -97,9 +97,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def run(folder: Path, test: float, **settings: object) -> Path:
     """A finished run as train.py leaves it."""
     values = Settings(epochs=(2, 1), **settings).__dict__ | {"epochs": [2, 1]}
-    masks = {
-        name: {"iou": test + place / 10} for place, name in enumerate(("initial", "prediction", "filtered", "hybrid"))
-    }
+    masks = {name: {"iou": test + place / 10} for place, name in enumerate(MASKS)}
     results = {"stage 1": {"iou": 0.1, "pd": 0.5, "fa": 1e-5}, "stage 2": {"iou": test, "pd": 0.9, "fa": 2e-5}}
     results |= {} if values["supervision"] == "full" else {"masks": masks}
     folder.mkdir()
