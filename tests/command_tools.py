@@ -32,7 +32,15 @@ def refused(capsys: pytest.CaptureFixture, code: int, *parts: str) -> None:
 
 def summary(folder: Path) -> dict[str, object]:
     found = json.loads((folder / "hmg.json").read_text())
-    clocks = ("seconds", "peak_memory_gb", "images_per_second", "megapixels_per_second", "ranks", "points_from")
+    clocks = (
+        "checksum",
+        "seconds",
+        "peak_memory_gb",
+        "images_per_second",
+        "megapixels_per_second",
+        "ranks",
+        "points_from",
+    )
     return {key: value for key, value in found.items() if key not in clocks}
 
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hmg_gpu.common.checksums import checksum_of, read_sealed_json
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import append_text, finite, write_text
 
 SUMMARY = "hmg.json"  # beside the masks: how they were made
 JOURNAL = "hmg.part."  # and the number of the rank, while they are being made
-COUNTS = 4  # of a part: images, components, foreground, pixels
 
 
 class Journal:
@@ -48,7 +48,17 @@ class Journal:
 
 
 def _line(part: int, counts: Sequence[int]) -> str:
-    return " ".join(map(str, (part, *counts, "done"))) + "\n"
+    numbers = " ".join(map(str, (part, *counts)))
+    return f"{numbers} {checksum_of(numbers.encode())}\n"
+
+
+def _counts(line: str) -> tuple[int, list[int]] | None:
+    """(part, counts) of a line that is whole: neither cut off by a kill nor changed since."""
+    numbers, _, checksum = line.rpartition(" ")
+    if checksum != checksum_of(numbers.encode()):
+        return None
+    part, *counts = map(int, numbers.split())
+    return part, counts
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -80,22 +90,19 @@ def take_up(
     journals, summary = unfinished(folder), folder / SUMMARY
     for path in journals:
         _same(path, _header(path), about)
-        for fields in map(str.split, path.read_text(encoding="utf-8").splitlines()[1:]):
-            numbers = [int(field) for field in fields[:-1] if field.isdecimal()]
-            if len(numbers) == 1 + COUNTS and fields[-1] == "done":  # else cut off
-                done.append((numbers[0], numbers[1:]))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        done += filter(None, map(_counts, lines))  # a part whose line is not whole is made anew
     if journals or not summary.exists():
         return done
-    _same(summary, (_header(summary, all_lines=True) or {}).get("run"), about)
+    _same(summary, read_sealed_json(summary).get("run"), about)
     complete = missing(folder, names) is None and (not coco or (folder / "coco.json").exists())
     return None if complete else []
 
 
-def _header(path: Path, all_lines: bool = False) -> dict[str, Any] | None:
-    """The JSON object on a file's first line, or in all of it; None where there is none."""
+def _header(path: Path) -> dict[str, Any] | None:
+    """The JSON object on a file's first line; None where there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
-        header = json.loads(text if all_lines else text.partition("\n")[0])
+        header = json.loads(path.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
     except (OSError, ValueError):
         return None
     return header if isinstance(header, dict) else None

@@ -19,9 +19,10 @@ from hmg_gpu.commands.inputs import Source, open_source
 from hmg_gpu.commands.journal import SUMMARY, Journal, missing, take_up, unfinished
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
 from hmg_gpu.common.checks import usable_device
+from hmg_gpu.common.checksums import write_sealed_json
 from hmg_gpu.common.console import bar, say, some_names, steps
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import file_digest, write_json
+from hmg_gpu.common.files import file_digest
 from hmg_gpu.common.parallel import Team, joined
 from hmg_gpu.common.provenance import peak_memory_gb, provenance
 from hmg_gpu.data import ImageSet, PointReport, check_points, read_mask, write_mask
@@ -106,7 +107,7 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
                     written = map_files(read_mask, [out / f"{names[row]}.png" for row in part])
                     for row, mask in zip(part, written, strict=True):
                         coco.add(row + 1, torch.from_numpy(mask))
-        write_json(out / SUMMARY, how | numbers | {"run": about})
+        write_sealed_json(out / SUMMARY, how | numbers | {"run": about})
         for path in unfinished(out):
             path.unlink()
 

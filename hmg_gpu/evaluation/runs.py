@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from hmg_gpu.common.checksums import read_sealed_json
 from hmg_gpu.common.errors import InputError
 
 MASKS = ("initial", "prediction", "filtered", "hybrid")
@@ -25,16 +26,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a finished run of train.py says about itself.
 
     Raises:
-        InputError: there is no ``results.json`` in the folder, or it is none.
+        InputError: there is no ``results.json`` in the folder, it is damaged, or none of ours.
     """
     path = folder / "results.json"
-    try:
-        run = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no results.json; give the folder of a finished run of train.py") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not what train.py writes; give the folder of a finished run") from error
-    if not (isinstance(run, dict) and all(isinstance(run.get(name), dict) for name in ("settings", "results"))):
+    if not path.exists():
+        raise InputError(f"{folder}: no results.json; give the folder of a finished run of train.py")
+    run = read_sealed_json(path)
+    if not all(isinstance(run.get(name), dict) for name in ("settings", "results")):
         raise InputError(f"{path}: not what train.py writes; give the folder of a finished run")
     if "rule" not in run["settings"]:
         raise InputError(f"{path}: of an older version, whose settings had other names; train it anew")

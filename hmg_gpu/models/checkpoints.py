@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hmg_gpu.common.checksums import KEY, checksum_of
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import write_bytes, write_json
+from hmg_gpu.common.files import finite, write_bytes, write_text
 
+BLANK = "0" * 8  # what stands in the checksum's place while it is taken
 MODEL_PREFIX = "model."  # in our own safetensors files; the other tensors there are the trainer's state
 HEADER_KEY = "hmg_gpu"  # under which our safetensors files carry their description
 
@@ -23,7 +28,7 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     """Write tensors and what they are to one safetensors file, and the description also to a JSON file beside it.
 
     The safetensors file alone is complete (its header carries the description) and replaces the old one in one step;
-    the JSON is for people and other tools.
+    the JSON is for people and other tools. Both carry a CRC-32 of the safetensors file, which readers check.
 
     Args:
         path: ends in .safetensors.
@@ -35,9 +40,97 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     """
     path = Path(path)
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    content = save(plain, metadata={HEADER_KEY: json.dumps(description)})  # safetensors' own file would be 0600
+    # safetensors' own file would be 0600
+    content = bytearray(save(plain, metadata={HEADER_KEY: json.dumps(description), KEY: BLANK}))
+    slot = _slot(content, BLANK)
+    checksum = checksum_of(content)
+    content[slot : slot + len(BLANK)] = checksum.encode()
     write_bytes(path, content)
-    write_json(path.with_suffix(".json"), description)
+    write_text(path.with_suffix(".json"), _sidecar(description, checksum))
+
+
+def _slot(content: bytes | bytearray, checksum: str) -> int:
+    """Where the checksum stands; quotes inside the description are escaped, so that nothing there looks like it."""
+    return content.index(f'"{KEY}":"{checksum}"'.encode()) + len(f'"{KEY}":"')
+
+
+def _sidecar(description: Mapping[str, Any], checksum: str) -> str:
+    return json.dumps(finite({**description, KEY: checksum}), indent=2) + "\n"
+
+
+def write_sidecar(path: str | os.PathLike) -> None:
+    """Write the JSON file beside a checkpoint anew, from the checkpoint itself."""
+    path = Path(path)
+    metadata = _metadata(path)
+    write_text(path.with_suffix(".json"), _sidecar(json.loads(metadata[HEADER_KEY]), metadata[KEY]))
+
+
+def check_whole(path: str | os.PathLike) -> None:
+    """Refuse a checkpoint of ours that is not what was written; files of others have no checksum and pass.
+
+    A file of ours without one, and a JSON file beside it that belongs to another, are told by a warning: the weights
+    do not depend on it.
+
+    Raises:
+        InputError: the checksum does not fit.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        sidecar = path.with_suffix(".json")
+        files = (path, sidecar) if sidecar.is_file() else (path,)
+        _check_whole(path, *((about.st_mtime_ns, about.st_size, about.st_ino) for about in map(Path.stat, files)))
+
+
+@lru_cache(maxsize=16)
+def _check_whole(path: Path, *_: tuple[int, int, int]) -> None:
+    """Once for each state of the files."""
+    metadata = _metadata(path)
+    if HEADER_KEY not in metadata and KEY not in metadata:
+        return
+    checksum = metadata.get(KEY)
+    if checksum is None:
+        warnings.warn(
+            f"{path}: has no checksum: written by an older version, or damaged; nothing tells whether it is whole",
+            stacklevel=4,
+        )
+        return
+    if _taken(path, checksum) != checksum:
+        raise InputError(f"{path}: damaged or cut short (its checksum does not fit); copy it again")
+    sidecar = path.with_suffix(".json")
+    description = metadata.get(HEADER_KEY)
+    if description is None or not sidecar.is_file():
+        return
+    if sidecar.read_bytes() != _sidecar(json.loads(description), checksum).encode():
+        warnings.warn(
+            f"{sidecar}: does not belong to {path.name}, or was changed; it was not used: the weights file itself is "
+            "whole and says what it is",
+            stacklevel=4,
+        )
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The texts in the header; none where it is unreadable, which whoever opens the file tells."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            return handle.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return {}
+
+
+def _taken(path: Path, checksum: str) -> str:
+    """The checksum of a file, the one that stands in its header left out."""
+    with open(path, "rb") as handle:
+        start = handle.read(8)
+        header = bytearray(handle.read(int.from_bytes(start, "little")))
+        try:
+            slot = _slot(header, checksum)
+        except ValueError:  # written in another way than ours
+            return ""
+        header[slot : slot + len(BLANK)] = BLANK.encode()
+        value = zlib.crc32(header, zlib.crc32(start))
+        while block := handle.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -45,6 +138,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
     path = Path(path)
     if path.suffix != ".safetensors":
         return None
+    check_whole(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             text = (handle.metadata() or {}).get(HEADER_KEY)
@@ -68,6 +162,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """All tensors of a checkpoint of ours, on the CPU."""
     path = Path(path)
+    check_whole(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, a handle is no dict

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.models import NETWORKS, build_model
-from hmg_gpu.models.checkpoints import MODEL_PREFIX, one_line, quote, read_description
+from hmg_gpu.models.checkpoints import MODEL_PREFIX, check_whole, one_line, quote, read_description
 from hmg_gpu.models.custom import as_option, is_custom
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # DistributedDataParallel, LESPS's Net and our own files, torch.compile
@@ -103,6 +103,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_whole(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             names = list(handle.keys())

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hmg_gpu.common.checksums import write_sealed_json
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import append_text, finite, remove_parts, write_json, write_text
+from hmg_gpu.common.files import append_text, finite, remove_parts, write_text
 from hmg_gpu.common.provenance import peak_memory_gb
 from hmg_gpu.data import ImageSet, write_mask
 from hmg_gpu.evaluation.pictures import draw_sheet, pick_examples
@@ -143,7 +144,7 @@ def finish(console: Console, training: Training, seconds: float) -> None:
         if corrected:
             write_mask(folder / "masks_hybrid" / f"{name}.png", training.masks[index, :height, :width].cpu())
     summary = training.describe() | {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
-    write_json(folder / "results.json", summary)
+    write_sealed_json(folder / "results.json", summary)
     (folder / PREVIOUS).unlink(missing_ok=True)
     if "masks" in results:
         console.print(mask_table(f"Masks of the {len(train)} training images", results["masks"]))

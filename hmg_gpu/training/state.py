@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_beside
-from hmg_gpu.models.checkpoints import quote, read_description
+from hmg_gpu.models.checkpoints import quote, read_description, write_sidecar
 
 PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
 
@@ -97,5 +97,6 @@ def recover(path: str | os.PathLike) -> str | None:
         about = read_description(previous) or {}
         with write_beside(path, previous.stat().st_size) as temporary:
             shutil.copyfile(previous, temporary)
+        write_sidecar(path)
         place = f"stage {about.get('stage', 0) + 1}, epoch {about.get('epoch', 0) + 1}"
         return f"{error}; it is skipped: going on from the checkpoint before it, {place}"

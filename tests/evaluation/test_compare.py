@@ -14,6 +14,7 @@ from refusal import refused
 from tiny import tiny_set, write_folder
 
 import eval as script
+from hmg_gpu.common.checksums import write_sealed_json
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.compare import compare_maker, compare_markdown, over_sides, published, unpublished
 from hmg_gpu.evaluation.metrics import measure
@@ -102,7 +103,7 @@ def run(folder: Path, test: float, **settings: object) -> Path:
     results |= {} if values["supervision"] == "full" else {"masks": masks}
     folder.mkdir()
     content = {"settings": values, "dataset": "tiny", "results": results, "seconds": 3.0}
-    (folder / "results.json").write_text(json.dumps(content))
+    write_sealed_json(folder / "results.json", content)
     return folder
 
 
@@ -135,13 +136,14 @@ def test_the_command_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     ("content", "parts"),
     [
         (None, ("no results.json", "finished run")),
-        ("{", ("results.json", "finished run")),
-        ("[]", ("results.json", "finished run")),
-        ('{"settings": {}, "results": 3}', ("results.json", "finished run")),
-        ('{"settings": {"fusion": "union"}, "results": {}}', ("older version",)),
+        ("{", ("results.json", "JSON")),
+        ({"settings": {}, "results": 3}, ("results.json", "finished run")),
+        ({"settings": {"fusion": "union"}, "results": {}}, ("older version",)),
     ],
 )
-def test_what_is_no_run(content: str | None, parts: tuple[str, ...], tmp_path: Path) -> None:
-    if content is not None:
+def test_what_is_no_run(content: str | dict | None, parts: tuple[str, ...], tmp_path: Path) -> None:
+    if isinstance(content, str):
         (tmp_path / "results.json").write_text(content)
+    elif content is not None:
+        write_sealed_json(tmp_path / "results.json", content)
     refused(lambda: read_run(tmp_path), *parts)

@@ -7,6 +7,7 @@ import json
 import math
 import resource
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from refusal import refused
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmg_gpu.common.errors import HMGError
+from hmg_gpu.common.checksums import read_sealed_json, write_sealed_json
+from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import append_text, write_beside, write_json, write_text
 from hmg_gpu.models import build_model, checkpoints
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
@@ -37,11 +39,68 @@ def test_header_and_sidecar_say_the_same(tmp_path: Path) -> None:
     path = tmp_path / "new" / "last.safetensors"
     save_checkpoint(path, TENSORS, DESCRIPTION)
     assert names(path.parent) == ["last.json", "last.safetensors"]
-    assert read_description(path) == json.loads(path.with_suffix(".json").read_text()) == DESCRIPTION
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar.pop("checksum").encode() in path.read_bytes()
+    assert read_description(path) == sidecar == DESCRIPTION
     found = read_tensors(path)
     assert found.keys() == TENSORS.keys() and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
     path.with_suffix(".json").unlink()
     assert read_description(path) == DESCRIPTION  # the file alone is complete
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_flipped_bit_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, TENSORS, {"epoch": 3})
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        # a key of another name makes it a file without a checksum, which is told by a warning
+        with pytest.raises(
+            (InputError, UserWarning), match=r"last\.safetensors: (damaged|not a readable|has no check)"
+        ):
+            read_tensors(path)
+    path.write_bytes(content)
+    assert read_description(path) == {"epoch": 3}
+
+
+def test_files_of_two_runs_are_not_mixed_in_silence(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    save_checkpoint(one, TENSORS, {"epoch": 3})
+    save_checkpoint(other, TENSORS, {"epoch": 4})
+    other.with_suffix(".json").replace(one.with_suffix(".json"))
+    with pytest.warns(UserWarning, match=r"one\.json: does not belong to one\.safetensors"):
+        assert read_description(one) == {"epoch": 3}
+    checkpoints.write_sidecar(one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_description(one) == {"epoch": 3}
+
+
+def test_files_without_a_checksum(tmp_path: Path) -> None:
+    """Weights of others have none; ours had none once."""
+    theirs, old = tmp_path / "theirs.safetensors", tmp_path / "old.safetensors"
+    save_file({"weight": torch.ones(3)}, theirs, metadata={"format": "pt"})
+    save_file({"model.weight": torch.ones(3)}, old, metadata={"hmg_gpu": '{"epoch": 3}'})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_tensors(theirs)["weight"].sum() == 3 and read_description(theirs) is None
+    with pytest.warns(UserWarning, match=r"old\.safetensors: has no checksum: written by an older version, or damaged"):
+        assert read_description(old) == {"epoch": 3}
+
+
+@pytest.mark.parametrize("damage", ["flip", "key", "array", "cut", "gone"])
+def test_sealed_json(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_sealed_json(path, {"iou": 0.5, "pd": math.nan, "epochs": (2, 1)})
+    assert read_sealed_json(path) == {"iou": 0.5, "pd": None, "epochs": [2, 1]}
+    text = path.read_text()
+    changed = {"flip": text.replace("0.5", "0.7"), "key": text.replace("checksum", "checksun"), "array": "[]"}
+    path.unlink() if damage == "gone" else path.write_text(changed.get(damage, text[:20]))
+    words = {"flip": "checksum does not fit", "key": "no checksum", "array": "no checksum", "gone": "no such file"}
+    refused(lambda: read_sealed_json(path), f"{path}: ", words.get(damage, "not readable as JSON"))
 
 
 def test_layouts_and_views_are_saved_by_value(tmp_path: Path) -> None:
@@ -66,7 +125,7 @@ def test_nan_is_null_for_other_tools(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, TENSORS, {"results": {"pd": math.nan, "list": [math.inf, 1.5]}})
     loaded = json.loads(path.with_suffix(".json").read_text(), parse_constant=no_constant)
-    assert loaded == {"results": {"pd": None, "list": [None, 1.5]}}
+    assert loaded["results"] == {"pd": None, "list": [None, 1.5]}
     assert math.isnan(read_description(path)["results"]["pd"])  # our own reader gets the number back
 
 

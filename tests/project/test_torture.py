@@ -17,9 +17,10 @@ from tiny import tiny_set, write_folder
 from hmg_gpu.common.errors import HMGError
 from hmg_gpu.common.files import remove_parts
 from hmg_gpu.data import write_store
+from hmg_gpu.models import checkpoints, weights
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.training.state import check_state, keep_previous, recover
-from tests.torture import disk, fuzz, kill, steady
+from tests.torture import disk, flip, fuzz, kill, steady
 from tests.torture.kill import die_in_save, differences, fingerprint, fork, go_on, job, unreadable
 
 
@@ -27,6 +28,16 @@ from tests.torture.kill import die_in_save, differences, fingerprint, fork, go_o
 def own_floats() -> Iterator[None]:
     yield
     torch.set_flush_denormal(False)  # which train.py turns on
+
+
+def test_flipped_bits_and_swapped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flip.run(tmp_path / "held", 80, math.inf, 0)
+    assert (found["flips"], found["swaps"], found["failures"]) == (80, 8, [])
+    assert found["by kind"]["weights"] == {"told": 10} and found["by kind"]["swapped"] == {"told": 8}
+    for module in (checkpoints, weights):  # without the checksum most flips of a weight go by
+        monkeypatch.setattr(module, "check_whole", lambda path: None)
+    blind = flip.run(tmp_path / "blind", 80, math.inf, 0)
+    assert any(failure.startswith("weights: bit") for failure in blind["failures"])
 
 
 @pytest.mark.slow
