@@ -10,6 +10,7 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from hmg_gpu.commands.evaluation import Inputs, add_command, fit_makers, open_in
 from hmg_gpu.commands.inputs import open_images
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
 from hmg_gpu.common.checks import at_least, usable_device
-from hmg_gpu.common.console import bar, say, tell_error
+from hmg_gpu.common.console import bar, hold, say, tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json, write_text
 from hmg_gpu.common.provenance import provenance
@@ -153,6 +154,7 @@ def runs(options: argparse.Namespace, console: Console) -> None:
     rows = runs_rows(read_run(folder) for folder in options.folders)
     console.print(*runs_tables(rows))
     folder = options.out or Path("runs") / "compared"
+    hold(options.held, folder, console)
     write_json(folder / "runs.json", {"rows": rows, "runs": [str(path) for path in options.folders]})
     write_text(folder / "runs.md", runs_markdown(rows))
     say(console, f"table: {folder / 'runs.md'}, numbers: {folder / 'runs.json'}")
@@ -167,6 +169,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     folder = options.out or Path("runs") / f"predict-{source.dataset}"
     if any(path.resolve().parent == (folder / "masks").resolve() for path in source.paths):
         raise InputError(f"{folder / 'masks'}: holds the images themselves; choose another --out")
+    hold(options.held, folder, console)
     makers = fit_makers(options, console, source, folder) if options.points else [None]
     started, pixels = time.perf_counter(), 0
     with bar(console, "predicting", len(source.names)) as advance:
@@ -189,6 +192,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
 def paper(options: argparse.Namespace, console: Console) -> None:
     """Every table and figure of the paper that the data and checkpoints at hand allow: Markdown, PNG and JSON."""
     folder = options.out or Path("runs") / "paper"
+    hold(options.held, folder, console)
     checkpoints = sort_checkpoints(options.checkpoint, options.normalisation, options.padding, options.model)
     report = Report(folder, checkpoints, options.device, options.plots, lambda text: say(console, text))
     for path in options.data:
@@ -265,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         usable_device(options.device)
         if getattr(options, "plots", False):
             require_matplotlib()
-        options.command(options, Console())
+        with ExitStack() as options.held:  # the output folder, for this process alone
+            options.command(options, Console())
         return 0
     except HMGError as error:
         return tell_error(error)

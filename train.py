@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from hmg_gpu.common.checks import usable_device
-from hmg_gpu.common.console import tell_error
+from hmg_gpu.common.console import hold, tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.options import add_options
@@ -37,14 +37,17 @@ from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
 SYNTHETIC = {"epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
 
 
-def run(options: argparse.Namespace, console: Console, team: Team) -> int:
-    """The method: initial masks, stage 1, correction, stage 2."""
+def run(options: argparse.Namespace, console: Console, team: Team, held: ExitStack) -> int:
+    """The method: initial masks, stage 1, correction, stage 2; ``held`` keeps the run's folder for this run alone."""
     device = prepare(options, team)
+    if options.resume and options.resume.is_dir():
+        team.first(lambda: hold(held, options.resume, console))
     settings, folder = choose_settings(options, console, team)
     started = time.perf_counter()
     train, test = load_data(settings, device, console)
     if folder is None:
         folder = options.out or Path("runs") / f"{train.dataset}-{model_title(settings)}-seed{settings.seed}"
+        team.first(lambda: hold(held, folder, console))
         team.first(lambda: check_empty(folder))  # before this run's own files are there
     tell(console, settings, train, test, device, team)
 
@@ -166,8 +169,8 @@ def model_title(settings: Settings) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        with joined() as team:
-            return run(options, Console(quiet=team.rank > 0), team)
+        with joined() as team, ExitStack() as held:
+            return run(options, Console(quiet=team.rank > 0), team, held)
     except HMGError as error:
         return tell_error(error)
 

@@ -18,7 +18,7 @@ from hmg_gpu.commands.options import (
     make_makers,
     make_network,
 )
-from hmg_gpu.common.console import say, steps
+from hmg_gpu.common.console import hold, say, steps
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -81,6 +81,7 @@ def open_inputs(options: argparse.Namespace, console: Console, *, makers: bool =
         data = load_set(options.data, options.split, **names)
     network = make_network(options, lambda: (data.mean, data.std), options.device)
     folder = options.out or Path("runs") / f"{options.name}-{data.dataset}-{data.split}"
+    hold(options.held, folder, console)
     fitted = fit_makers(options, console, data, folder) if makers else []
     return Inputs(options, data, fitted, make_correction(options), network, folder)
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hmg_gpu.commands.journal import SUMMARY, Journal, missing, take_up, unfinis
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
 from hmg_gpu.common.checks import usable_device
 from hmg_gpu.common.checksums import write_sealed_json
-from hmg_gpu.common.console import bar, say, some_names, steps
+from hmg_gpu.common.console import bar, hold, say, some_names, steps
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import file_digest
 from hmg_gpu.common.parallel import Team, joined
@@ -42,18 +43,20 @@ def masks(options: argparse.Namespace, console: Console) -> int:
     with (
         joined() as team,
         open_source(options.images, options.points, options.format, options.split, options.list) as source,
+        ExitStack() as held,
     ):
         console.quiet = team.rank > 0
-        return _make_masks(options, console, team, source)
+        return _make_masks(options, console, team, source, held)
 
 
-def _make_masks(options: argparse.Namespace, console: Console, team: Team, source: Source) -> int:
+def _make_masks(options: argparse.Namespace, console: Console, team: Team, source: Source, held: ExitStack) -> int:
     """The parts of a team's member; the images of a part are one batch, whoever makes it."""
     started = time.perf_counter()
     device = usable_device(team.device(options.device))
     names, out = source.names, options.out
     report = _check_input(options, source)
     team.first(lambda: _check_out(options, names))
+    team.first(lambda: hold(held, out, console))
     maker = _fit(options, console, team, source)
     say(console, f"masks: {maker}")
     network = make_network(options, lambda: team.first(source.normalisation), device)

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hmg_gpu.common.console import say
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.locks import one_writer
 from hmg_gpu.data import store_splits
 from hmg_gpu.data.store import iterate_store, pack_folder
 
@@ -20,7 +22,10 @@ def pack(options: argparse.Namespace, console: Console) -> int:
         raise InputError(f"{options.out}: exists already; choose another name or pass --overwrite")
     if options.out.suffix != ".h5":
         raise InputError(f"{options.out}: expected a name that ends in .h5; the other commands know a store by it")
-    with console.status(f"packing {escape(str(options.data))}"):
+    with (
+        one_writer(options.out, lambda text: say(console, text)),
+        console.status(f"packing {escape(str(options.data))}"),
+    ):
         pack_folder(options.data, options.out, points=options.points, dataset=options.dataset)
     table = Table(title=Text(f"{options.out}, {options.out.stat().st_size / 1e6:.1f} MB"))
     for heading in ("split", "images", "ground truth", "points"):

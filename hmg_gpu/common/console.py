@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hmg_gpu.common.errors import HMGError
+from hmg_gpu.common.locks import one_writer
 from hmg_gpu.common.parallel import who
 
 
@@ -23,6 +25,11 @@ def tell_error(error: HMGError) -> int:
 def say(console: Console, text: str) -> None:
     """A line as it is: brackets in a path are no markup, and it is never wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def hold(held: ExitStack, path: Path, console: Console) -> None:
+    """Keep a folder or file for this process alone until ``held`` ends; see :func:`hmg_gpu.common.locks.one_writer`."""
+    held.enter_context(one_writer(path, lambda text: say(console, text)))
 
 
 @contextmanager

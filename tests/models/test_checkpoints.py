@@ -58,9 +58,7 @@ def test_every_flipped_bit_is_told(tmp_path: Path) -> None:
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         # a key of another name makes it a file without a checksum, which is told by a warning
-        with pytest.raises(
-            (InputError, UserWarning), match=r"last\.safetensors: (damaged|not a readable|has no check)"
-        ):
+        with pytest.raises((InputError, UserWarning), match=r": (damaged|not a readable|has no check)"):
             read_tensors(path)
     path.write_bytes(content)
     assert read_description(path) == {"epoch": 3}

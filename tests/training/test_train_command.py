@@ -107,6 +107,7 @@ def test_a_run_leaves_what_it_promises(data: Path, acm_command: Command, tmp_pat
     ended = acm_command("--data", data, *FAST, "--out", out, "--seed", 3)
     assert ended.code == 0 and ended.err == ""
     assert sorted(path.relative_to(out).as_posix() for path in out.iterdir()) == [
+        ".hmg.lock",
         "last.json",
         "last.safetensors",
         "log.jsonl",

@@ -1,0 +1,87 @@
+"""One writer at a time: a second process is refused, and told which process the first one is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from hmg_gpu.common.errors import HMGError, InputError
+from hmg_gpu.common.files import write_text
+
+
+@contextmanager
+def one_writer(path: str | os.PathLike, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold a folder, or a file that is to be written, for this process alone while the block runs.
+
+    The operating system lets go of the lock when its process dies, however it does. On a file system without such locks
+    (some network file systems) a file stands for the lock, which a crash leaves behind; ``tell`` is called then.
+
+    Args:
+        path: a folder, made where it is missing; or a file, if its name has a suffix and no folder is called so.
+        tell: called with one line where an owner has died or where the lock is such a file.
+
+    Raises:
+        InputError: another process holds it; the text names its process id and host.
+        HMGError: the folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, one_writer(folder), one_writer(folder):
+        ...     pass
+        Traceback (most recent call last):
+        hmg_gpu.common.errors.InputError: ...
+    """
+    path = Path(path)
+    is_file = path.suffix != "" and not path.is_dir()
+    folder, name = (path.parent, f".{path.name}") if is_file else (path, ".hmg")
+    lock_file, owner_file = folder / f"{name}.lock", folder / f"{name}.owner"
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _take(path, lock_file, owner_file, tell)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HMGError(f"{folder}: cannot be written ({reason}); choose another output folder") from error
+    try:
+        before = _owner(owner_file)
+        if before is not None:  # its process ended without letting go
+            tell(f"{path}: process {before['process']} on {before['host']} died while it wrote here; going on")
+        write_text(owner_file, json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        owner_file.unlink(missing_ok=True)
+        if made and os.listdir(folder) == [lock_file.name]:  # nothing was written: as it was before
+            lock_file.unlink()
+            with suppress(OSError):
+                folder.rmdir()
+        lock.release()
+
+
+def _take(path: Path, lock_file: Path, owner_file: Path, tell: Callable[[str], None]) -> FileLock | SoftFileLock:
+    for kind in (FileLock, SoftFileLock):
+        lock = kind(lock_file)
+        try:
+            lock.acquire(blocking=False)
+            return lock
+        except NotImplementedError:
+            tell(f"{path}: its file system has no locks; {lock_file} stands for one: remove it after a crash")
+        except Timeout as error:
+            owner = _owner(owner_file)
+            who = "another process" if owner is None else f"process {owner['process']} on {owner['host']}"
+            text = f"{path}: {who} is writing there; wait for it, stop it, or choose another place"
+            raise InputError(text) from error
+    raise HMGError(f"{path}: cannot be locked; choose another place")
+
+
+def _owner(owner_file: Path) -> dict | None:
+    try:
+        owner = json.loads(owner_file.read_text())
+        return owner if {"process", "host"} <= owner.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
