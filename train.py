@@ -7,6 +7,7 @@ On several GPUs: torchrun --nproc-per-node N train.py [options]; each process ta
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import time
@@ -160,7 +161,9 @@ def stopped_by_signals(training: Training) -> Iterator[list[int]]:
 
 
 def model_title(settings: Settings) -> str:
-    return settings.model.rpartition(":")[2] if is_custom(settings.model) else settings.model
+    if is_custom(settings.model):
+        return settings.model.rpartition(":")[2]
+    return re.sub(r"[^a-z0-9-]+", "-", settings.model)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ To add one, write a file and a line in NETWORKS; or give ``--model FILE.py:Class
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +24,10 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dnanet": DNANet,  # the paper's default; full resolution, for GPUs
     "unet": UNet,  # ours; full resolution, light enough for a CPU
 }
-MODEL_HELP = f"{', '.join(NETWORKS)}, or FILE.py:Class, a module of your own that gives logits"
+MODEL_HELP = (
+    f"{', '.join(NETWORKS)}, with options such as unet:widths=16-32-64-128 or dnanet:channels=one,backbone=resnet_10; "
+    "or FILE.py:Class, a module of your own that gives logits"
+)
 
 __all__ = ["ACM", "MODEL_HELP", "NETWORKS", "ALCNet", "DNANet", "UNet", "build_model", "check_model"]
 
@@ -37,8 +43,26 @@ def check_model(name: str) -> None:
     """
     if is_custom(name):
         split_name(name)
-    elif name not in NETWORKS:
+    else:
+        with torch.device("meta"):
+            _build(name)
+
+
+def _build(name: str) -> nn.Module:
+    """A network of ours from NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
+    base, _, text = name.partition(":")
+    if base not in NETWORKS:
         raise InputError(f"unknown model {name!r}; choose one of: {', '.join(NETWORKS)}, or FILE.py:Class")
+    known = inspect.signature(NETWORKS[base]).parameters
+    options: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        key, _, value = pair.partition("=")
+        if key not in known or not 0 < len(value) < 100:
+            expected = f"OPTION=VALUE of {', '.join(known)}" if known else "no option"
+            raise InputError(f"model {name!r}: {pair!r}: expected {expected}")
+        numbers = value.split("-")
+        options[key] = tuple(map(int, numbers)) if all(map(str.isdecimal, numbers)) else value
+    return NETWORKS[base](**options)
 
 
 def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
@@ -52,8 +76,10 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
         first probability ~ sigmoid(output_bias);   sigmoid(-4) = 0.018
 
     Args:
-        name: a key of ``NETWORKS``, or "FILE.py:Class": a module of your own that is built without arguments. Its code
-            is run. It may have ``output_convolutions()``, a list of its last layers, whose bias is then set.
+        name: a key of ``NETWORKS``, alone or with options of its class ("unet:widths=16-32-64-128",
+            "dnanet:channels=one,backbone=resnet_10"); or "FILE.py:Class": a module of your own that is built without
+            arguments. Its code is run. It may have ``output_convolutions()``, a list of its last layers, whose bias is
+            then set.
         output_bias: logit that fills the bias of every output convolution; None keeps PyTorch's initialisation.
 
     Returns:
@@ -69,7 +95,7 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
         torch.Size([1, 1, 64, 64])
     """
     check_model(name)
-    network = load_custom(name) if is_custom(name) else NETWORKS[name]()
+    network = load_custom(name) if is_custom(name) else _build(name)
     if output_bias is not None and hasattr(network, "output_convolutions"):
         for convolution in network.output_convolutions():
             nn.init.constant_(convolution.bias, output_bias)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hmg_gpu.common.errors import InputError
 from hmg_gpu.models.acm import check_images
 
 WIDTHS = (12, 24, 48, 96)  # channels by scale, from every pixel to an eighth of the resolution
@@ -35,10 +36,13 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A residual U-Net of four scales and 0.29 million parameters.
+    """A residual U-Net, by default of four scales and 0.29 million parameters.
 
     Args:
-        widths: channels of each scale, the finest first.
+        widths: channels of each scale, the finest first: two to five scales, so that sides may be multiples of 16.
+
+    Raises:
+        InputError: other than two to five widths, or one out of 1 to 1024.
 
     Args (forward):
         images: float [B, 1, H, W], normalised; H and W multiples of 16.
@@ -53,6 +57,8 @@ class UNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
+        if not (2 <= len(widths) <= 5 and all(type(width) is int and 1 <= width <= 1024 for width in widths)):
+            raise InputError(f"unet: widths = {widths}: expected two to five whole numbers of 1 to 1024: 16-32-64-128")
         self.encoder = nn.ModuleList(map(Block, (1, *widths[:-1]), widths))
         self.decoder = nn.ModuleList(
             Block(coarse + fine, fine) for fine, coarse in zip(widths[-2::-1], widths[:0:-1], strict=True)

@@ -76,7 +76,8 @@ def load_model(path: str | os.PathLike, name: str | None = None) -> tuple[nn.Mod
             f"{path}: its network is {quote(described)}, code that a file may not start by itself; if it is yours, "
             f"add {as_option(described)}"
         )
-    name = name or next((known for known in NETWORKS if known == described), None)
+    if name is None and isinstance(described, str) and described.partition(":")[0] in NETWORKS:
+        name = described  # its options are checked where it is built
     if name is None:
         weights = {_bare_name(key): value for key, value in _read(Path(path)).items()}
         title = _recognise(weights, {})

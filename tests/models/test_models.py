@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusal import refused
 from safetensors.torch import save_file
 from torch import nn
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.models import build_model
-from hmg_gpu.models.weights import load_weights
+from hmg_gpu.models.checkpoints import save_checkpoint
+from hmg_gpu.models.weights import load_model, load_weights
+from hmg_gpu.training.settings import Settings
 
 PARAMETERS = {"acm": 397_823, "dnanet": 4_696_568}  # the published networks
 PINNED_NAMES = {"acm": "ACM", "dnanet": "DNANet"}
@@ -77,6 +80,46 @@ def probe_image() -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count(name: str) -> None:
     assert sum(parameter.numel() for parameter in build_model(name).parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dnanet:backbone=resnet_10", 2_611_876),  # as BasicIRSTD's DNANet with one block a node
+        ("dnanet:channels=three,backbone=resnet_18", 4_696_568),
+        ("dnanet:channels=two", 1_179_512),  # the published count, 1,179,416, and bottlenecks of one channel
+        ("dnanet:channels=one,backbone=resnet_10", 166_404),
+        ("unet", 290_293),
+        ("unet:widths=8-16", 704 + 3_680 + 2_544 + 9),
+    ],
+)
+def test_options_of_networks(name: str, count: int, tmp_path: Path) -> None:
+    network = build_model(name).eval()
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    assert network(torch.zeros(1, 1, 32, 48)).shape == (1, 1, 32, 48)
+    weights = {f"model.{key}": value for key, value in network.state_dict().items()}
+    save_checkpoint(tmp_path / "net.safetensors", weights, {"settings": {"model": name}, "normalisation": [1, 2]})
+    again, _ = load_model(tmp_path / "net.safetensors")  # the file says its options
+    assert all(torch.equal(value, weights[f"model.{key}"]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("unet:widths=16", ("widths = (16,)", "two to five whole numbers")),
+        ("unet:widths=16-0", ("1 to 1024",)),
+        ("unet:widths=16-2000", ("1 to 1024",)),
+        ("unet:widths=" + "9" * 5000, ("expected OPTION=VALUE of widths",)),
+        ("unet:width=3", ("'width=3'", "expected OPTION=VALUE of widths")),
+        ("unet:widths", ("'widths'", "expected OPTION=VALUE of widths")),
+        ("acm:x=3", ("'x=3'", "expected no option")),
+        ("dnanet:channels=four", ("channels = four", "one, two, three")),
+        ("dnanet:backbone=vgg_10", ("backbone = vgg_10", "resnet_10, resnet_18")),
+    ],
+)
+def test_options_that_no_network_has(name: str, parts: tuple[str, ...]) -> None:
+    refused(lambda: build_model(name), *parts)
+    refused(lambda: Settings(model=name), *parts)
 
 
 @pytest.mark.parametrize("name", NAMES)
