@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from hmg_gpu.common.checks import usable_device
-from hmg_gpu.common.console import hold, tell_error
+from hmg_gpu.common.console import hold, say, tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.options import add_options
@@ -33,6 +33,7 @@ from hmg_gpu.data.source import load_split
 from hmg_gpu.models.checkpoints import quote, read_description
 from hmg_gpu.models.custom import as_option, is_custom
 from hmg_gpu.training import Settings, StopRequest, Training
+from hmg_gpu.training.estimate import estimate_seconds, in_words
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
 
 SYNTHETIC = {"epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
@@ -56,6 +57,9 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
         report = screen.report if team.rank == 0 else lambda event: None
         training = Training(settings, train, test, folder, report, team)  # points -> initial masks (Sec. 3.1)
         begin(options, training, screen, console)
+        seconds = estimate_seconds(training)
+        if seconds is not None:
+            say(console, f"training will take about {in_words(seconds)}")
         try:
             with stopped_by_signals(training) as received:
                 training.train_stage(1)  # on the initial masks (Sec. 4)
