@@ -26,6 +26,7 @@ from hmg_gpu.models import NETWORKS, build_model
 from hmg_gpu.models.losses import soft_iou_loss
 
 RESOLUTION = {"acm": "1/4", "alcnet": "1/2", "dnanet": "full", "unet": "full"}  # at which the logits are made
+SMALL = ("dnanet:channels=one,backbone=resnet_10", "dnanet:channels=two,backbone=resnet_10")
 SIDE, BATCH = 256, 8
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    networks = {name: build_model(name).to(memory_format=torch.channels_last) for name in NETWORKS}
+    networks = {name: build_model(name).to(memory_format=torch.channels_last) for name in (*NETWORKS, *SMALL)}
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for turn in range(options.rounds + 1):
         for name, network in networks.items():
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, network in networks.items():
         median = statistics.median(seconds[name])
         about = {"network": name, "parameters": sum(value.numel() for value in network.parameters())}
-        about |= {"multiply_adds": multiply_adds(network), "resolution": RESOLUTION[name]}
+        about |= {"multiply_adds": multiply_adds(network), "resolution": RESOLUTION[name.partition(":")[0]]}
         rows.append(about | {"seconds_a_step": median, "ratio": median / fastest})
     table = Table(title=f"{BATCH} images of {SIDE} x {SIDE}, {options.threads} threads")
     for heading in ("network", "parameters", "multiply-adds an image", "logits made at", "seconds a step", "ratio"):
