@@ -14,7 +14,10 @@ from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.maker import Maker
 from hmg_gpu.masks.makers.pmg import Pmg
-from hmg_gpu.masks.rules.rule import Evidence, Rule
+from hmg_gpu.masks.makers.points import Points
+from hmg_gpu.masks.rules.evolving import to_masks
+from hmg_gpu.masks.rules.lesps import Lesps
+from hmg_gpu.masks.rules.rule import Evidence, Rule, State
 from hmg_gpu.masks.rules.soft import Soft
 from hmg_gpu.masks.rules.union import Union
 
@@ -22,27 +25,41 @@ MAKERS: dict[str, type[Maker]] = {
     "pmg": Pmg,  # the paper's (Sec. 3.1)
     "learned": Learned,  # by a student that learns from PMG's masks
     "folder": Folder,  # of any system, read from files
+    "points": Points,  # the points themselves, where LESPS starts from
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
     "soft": Soft,  # by the probabilities of both
+    "lesps": Lesps,  # label evolution of LESPS
 }
-MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png"
+MASKS_HELP = (
+    "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; points: one "
+    "pixel each"
+)
+RULES_HELP = (
+    "how predictions correct the masks: union (the paper); soft: by probabilities; lesps: labels that evolve, which "
+    "wants many updates"
+)
 
 __all__ = [
     "MAKERS",
     "MASKS_HELP",
     "RULES",
+    "RULES_HELP",
     "Evidence",
     "Folder",
     "Learned",
+    "Lesps",
     "Maker",
     "Pmg",
+    "Points",
     "Rule",
     "Soft",
+    "State",
     "Union",
     "make_maker",
     "make_rule",
+    "to_masks",
 ]
 
 

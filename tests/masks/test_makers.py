@@ -17,7 +17,21 @@ from torch import Tensor
 
 from hmg_gpu import HMGError, MaskUpdater
 from hmg_gpu.data import ImageSet, write_mask
-from hmg_gpu.masks import MAKERS, RULES, Folder, Learned, Maker, Pmg, Rule, Soft, Union, make_maker, make_rule
+from hmg_gpu.masks import (
+    MAKERS,
+    RULES,
+    Folder,
+    Learned,
+    Lesps,
+    Maker,
+    Pmg,
+    Points,
+    Rule,
+    Soft,
+    Union,
+    make_maker,
+    make_rule,
+)
 from hmg_gpu.masks.makers import learned as learned_maker
 from hmg_gpu.masks.makers import pmg as pmg_maker
 from hmg_gpu.masks.student import Student, StudentSettings, train_student
@@ -58,7 +72,7 @@ class Squares(Maker):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("magic", ("masks 'magic'", "one of pmg, learned, folder", "NAME:ARGUMENT")),
+        ("magic", ("masks 'magic'", "one of pmg, learned, folder, points", "NAME:ARGUMENT")),
         ("", ("masks ''", "one of pmg, learned, folder")),
         ("PMG", ("masks 'PMG'",)),
         ("magic:extent=8", ("masks 'magic:extent=8'",)),
@@ -169,11 +183,14 @@ def test_about_is_json_and_equal_for_equal_makers(student: Student) -> None:
         lambda: Learned(pmg=Pmg(8)),
         lambda: Folder("a"),
         lambda: Folder("b"),
+        Points,
         Squares,
         lambda: Union(30),
         lambda: Union(20),
         lambda: Soft(),
         lambda: Soft(weight=0.6),
+        lambda: Lesps(),
+        lambda: Lesps(base=0.4),
     ]
     seen = []
     for make in makers:
