@@ -69,3 +69,42 @@ def lesps(
         evolved[candidates] = (evolved[candidates] + 255 * probability[candidates]) / 2
     evolved[label == 255] = 255
     return np.floor(evolved).astype(np.uint8)
+
+
+def pal(
+    label: NDArray,
+    probability: NDArray,
+    base: float = 0.5,
+    slope: float = 0.5,
+    share: float = 0.0015,
+    reach: int = 16,
+    decay: float = 0.97,
+) -> NDArray:
+    """One update of PAL: the labels after it, rounded to 8 bits."""
+    probability = np.nan_to_num(probability.astype(np.float64), nan=0.0).clip(0, 1)
+    united = np.zeros(label.shape, dtype=bool)
+    for candidates in confident(label, probability, base, slope, share, reach, single=False):
+        united |= candidates
+    evolved = np.where(united, (label + 255 * probability) / 2, label * decay)
+    evolved[label == 255] = 255
+    return np.round(evolved).astype(np.uint8)
+
+
+def pal_entry(
+    prediction: NDArray, points: list[tuple[int, int]], rho: float, spurious: float = 5.0
+) -> tuple[bool, NDArray]:
+    """Whether an image that waits may enter PAL's pool, and its label then."""
+    marks = np.zeros(prediction.shape, dtype=bool)
+    for point in points:
+        marks[tuple(point)] = True
+    # Outer contours, filled; SciPy sees no path out of an image whose border is foreground.
+    filled = ndimage.binary_fill_holes(np.pad(prediction, 1))[1:-1, 1:-1]
+    contours, found = ndimage.label(filled, EIGHT)
+    groups, count = ndimage.label(marks, EIGHT)
+    hit = sum(bool(filled[groups == number].any()) for number in range(1, count + 1))
+    label = marks.copy()
+    for number in range(1, found + 1):
+        if (marks & (contours == number)).any():
+            label |= contours == number
+    good = count == 0 or ((count - hit) / count <= rho and (found - hit) / count <= spurious)
+    return good, label * np.uint8(255)

@@ -24,6 +24,8 @@ from hmg_gpu.masks import (
     Learned,
     Lesps,
     Maker,
+    Pal,
+    PalMaker,
     Pmg,
     Points,
     Rule,
@@ -72,7 +74,7 @@ class Squares(Maker):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("magic", ("masks 'magic'", "one of pmg, learned, folder, points", "NAME:ARGUMENT")),
+        ("magic", ("masks 'magic'", "one of pmg, learned, folder, points, pal", "NAME:ARGUMENT")),
         ("", ("masks ''", "one of pmg, learned, folder")),
         ("PMG", ("masks 'PMG'",)),
         ("magic:extent=8", ("masks 'magic:extent=8'",)),
@@ -184,6 +186,8 @@ def test_about_is_json_and_equal_for_equal_makers(student: Student) -> None:
         lambda: Folder("a"),
         lambda: Folder("b"),
         Points,
+        PalMaker,
+        lambda: PalMaker(low=30),
         Squares,
         lambda: Union(30),
         lambda: Union(20),
@@ -191,6 +195,8 @@ def test_about_is_json_and_equal_for_equal_makers(student: Student) -> None:
         lambda: Soft(weight=0.6),
         lambda: Lesps(),
         lambda: Lesps(base=0.4),
+        lambda: Pal(),
+        lambda: Pal(decay=0.9),
     ]
     seen = []
     for make in makers:

@@ -79,15 +79,15 @@ def count_into(times: Tensor, squares: Squares, candidates: Tensor) -> None:
     times.view(-1).index_add_(0, squares.index.flatten(), candidates.flatten().to(times.dtype))
 
 
-def put(labels: Tensor, squares: Squares, values: Tensor) -> None:
-    """Write ``values`` [R, S, S] into uint8 [B, H, W]; where squares overlap they must agree."""
-    labels.view(-1).scatter_(0, squares.index.flatten(), values.flatten().to(labels.dtype))
-
-
-def average_into(
-    labels: Tensor, probability: Tensor, times: Tensor, squares: Squares, store: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """What is stored in the squares' pixels: the label after M <- (M + P) / 2, ``times`` times over.
+def put_averages(
+    evolved: Tensor,
+    labels: Tensor,
+    probability: Tensor,
+    times: Tensor,
+    squares: Squares,
+    store: Callable[[Tensor], Tensor],
+) -> None:
+    """Write into ``evolved`` what the squares' pixels are after M <- (M + P) / 2, ``times`` times over.
 
         M_k = M / 2^k + P (1 - 1 / 2^k)
 
@@ -95,14 +95,14 @@ def average_into(
     on the old label alone.
 
     Args:
+        evolved: uint8 [B, H, W]; kept where k is 0.
         labels: uint8 [B, H, W], the old ones. probability: float32 [B, H, W]. times: int32 [B, H, W], k.
         store: makes whole numbers of float labels in 1 / 255.
-
-    Returns:
-        float [R, S, S] in 0 to 255; the old label where k is 0.
     """
     old = labels.view(-1)[squares.index]
     count = times.view(-1)[squares.index].clamp(max=MOST_TIMES).long()
-    predicted = FULL * clean(probability.view(-1)[squares.index])
+    predicted = FULL * clean(probability.reshape(-1)[squares.index])
     share = (torch.ones_like(count) << count).to(predicted.dtype).reciprocal()  # 1 / 2^k, exact
-    return torch.where(count > 0, store(old * share + predicted * (1 - share)), old.to(predicted.dtype))
+    values = store(old * share + predicted * (1 - share)).to(labels.dtype)
+    values = torch.where(count > 0, values, evolved.view(-1)[squares.index])
+    evolved.view(-1).scatter_(0, squares.index.flatten(), values.flatten())  # where squares overlap, they agree
