@@ -286,19 +286,11 @@ class Training:
         return changes
 
     def _tell_pool(self, words: str) -> None:
-        """Say how many images are trained on, where a rule lets some wait.
-
-        Raises:
-            InputError: none is.
-        """
-        if not self.updater.rule.pools:
-            return
-        pool = self.updater.pool
-        count = len(self.train if pool is None else pool)
-        if not count:
-            maker = self.updater.maker.name
-            raise InputError(f"rule {self.updater.rule.name}: masks {maker} trust no image to start with; use others")
-        self.report({"event": "note", "text": f"{count} of {len(self.train)} {words}"})
+        """Say how many images are trained on, where a rule lets some wait."""
+        if self.updater.rule.pools:
+            pool = self.updater.pool
+            count = len(self.train if pool is None else pool)
+            self.report({"event": "note", "text": f"{count} of {len(self.train)} {words}"})
 
     def _predict(self, data: ImageSet) -> Tensor:
         self._share_statistics()

@@ -55,6 +55,7 @@ class MaskLoader:
             raise InputError(
                 f"loader: batch_size {self.batch_size} and patch_size {self.patch_size}; expected at least 1"
             )
+        len(self)  # refuses a pool of nothing
 
     def __len__(self) -> int:
         pool = self.updater.pool

@@ -190,10 +190,16 @@ class MaskUpdater:
 
     @property
     def pool(self) -> Tensor | None:
-        """The images to train on: int64 [n] on the CPU, read from the device; None: all, or a rule without pools."""
+        """The images to train on: int64 [n] on the CPU, read from the device; None: all.
+
+        Raises:
+            InputError: none is.
+        """
         if not self.rule.pools:
             return None
         active = self.active.cpu()
+        if len(active) and not bool(active.any()):
+            raise InputError(f"rule {self.rule.name}: masks {self.maker.name} trust no image to start with; use others")
         return None if bool(active.all()) else active.nonzero()[:, 0]
 
     # --- updating ---

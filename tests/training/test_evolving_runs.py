@@ -12,8 +12,10 @@ import pytest
 import torch
 from refusal import refused
 from tiny import small_network, tiny_set
-from torch import Tensor
+from torch import Tensor, nn
 
+from hmg_gpu import MaskUpdater
+from hmg_gpu.data import ImageSet
 from hmg_gpu.data.batches import cut_crops, to_targets
 from hmg_gpu.masks import RULES, to_masks
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
@@ -34,6 +36,7 @@ class Recorder:
 
     def __init__(self, stop_at: int = 0) -> None:
         self.events: list[dict[str, Any]] = []
+        self.notes: list[str] = []
         self.stop_at, self.steps = stop_at, 0
         self.training: Training | None = None
 
@@ -41,7 +44,9 @@ class Recorder:
         if event["event"] == "step":
             self.steps += 1
             self.training.stop = self.steps == self.stop_at
-        elif event["event"] != "note":
+        elif event["event"] == "note":
+            self.notes.append(event["text"])
+        else:
             drop = ("seconds", "images_per_second", "prediction", "masks")
             self.events.append({key: value for key, value in event.items() if key not in drop})
 
@@ -51,9 +56,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "build_model", small_network)
 
 
-def start(settings: Settings, folder: Path, stop_at: int = 0) -> tuple[Training, Recorder]:
+def start(
+    settings: Settings, folder: Path, stop_at: int = 0, train: ImageSet | None = None
+) -> tuple[Training, Recorder]:
     recorder = Recorder(stop_at)
-    recorder.training = Training(settings, tiny_set(), tiny_set(((32, 40),), seed=9), folder, recorder)
+    train = tiny_set() if train is None else train
+    recorder.training = Training(settings, train, tiny_set(((32, 40),), seed=9), folder, recorder)
     return recorder.training, recorder
 
 
@@ -187,3 +195,93 @@ def test_labels_that_do_not_belong_to_the_run_are_refused(tmp_path: Path) -> Non
     other, _ = start(replace(BASE, rule="union"), tmp_path)
     save_checkpoint(path, tensors, description)
     refused(other.resume, "its run had rule = 'lesps', this one has 'union'")
+
+
+# ---- images that wait -----------------------------------------------------------------------------------------------
+
+
+class Threshold(nn.Module):
+    """Logits of a threshold on the normalised image: a network that sees the blobs from the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 20 * (images - self.level)
+
+
+def half_sure() -> ImageSet:
+    """Each second image has another point where nothing is: PAL finds one of two there, and lets it wait."""
+    data = tiny_set()
+    more = [(1, 1, 30), (3, 30, 1), (5, 1, 1)]
+    points = sorted([*map(tuple, data.points.tolist()), *more])
+    return replace(data, points=torch.tensor(points))
+
+
+POOL = replace(BASE, rule="pal", masks="pal", epochs=(1, 12), learning_rate=1e-9)
+
+
+@pytest.fixture
+def right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "build_model", lambda name, *, output_bias: Threshold())
+
+
+def test_images_enter_as_rho_rises(right: None, tmp_path: Path) -> None:
+    """In 9 of 12 epochs images may enter; rho = 0.2 + 0.8 (j + 2) / 9 reaches a half, one point of two, at j = 2."""
+    run, recorder = start(POOL, tmp_path, train=half_sure())
+    assert run.updater.active.tolist() == [True, False] * 3
+    assert "3 of 6 images whose masks the maker trusts start in the pool" in recorder.notes
+    run.run()
+    assert run.updater.active.all() and recorder.notes.count("6 of 6 images are trained on from now on") == 10
+    pools = [row["pool"] for row in recorder.events if row["event"] == "epoch"]
+    assert pools == [3] * 3 + [6] * 10 and recorder.steps == 3 * 2 + 10 * 3  # an epoch is as long as the pool
+    assert read_description(tmp_path / "last.safetensors")["rule"]["rule"] == "pal"
+
+
+@pytest.mark.parametrize("stops", [(3,), (4,), (5,), (2, 1, 1, 1)], ids=str)
+def test_a_pool_that_grows_resumes_to_the_same_bits(stops: tuple[int, ...], right: None, tmp_path: Path) -> None:
+    """Stopped inside and after the epochs before the images enter, and in the first epoch that draws from them."""
+    settings = replace(POOL, epochs=(1, 8), learning_rate=1e-3)
+    whole, expected = start(settings, tmp_path / "whole", train=half_sure())
+    results = whole.run()
+    assert [row["pool"] for row in expected.events if row["event"] == "epoch"] == [3, 3] + [6] * 7
+    log = []
+    for count, stop_at in enumerate((*stops, 0)):
+        run, recorder = start(settings, tmp_path / "parts", stop_at, half_sure())
+        if count:
+            run.resume()
+        if stop_at:
+            with pytest.raises(StopRequest):
+                run.run()
+        else:
+            assert run.run() == results
+        log += recorder.events
+    assert log == expected.events
+    found, wanted = ends(run), ends(whole)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_only_the_pool_is_drawn(right: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+    plain = TrainingStep.__call__
+
+    def spy(step: TrainingStep, masks: Tensor, plan: Tensor) -> None:
+        seen.append(set(plan[:, 0].tolist()))
+        plain(step, masks, plan)
+
+    monkeypatch.setattr(TrainingStep, "__call__", spy)
+    run, _ = start(replace(POOL, epochs=(1, 1)), tmp_path, train=half_sure())
+    run.train_stage(1)
+    assert set.union(*seen) == {0, 2, 4} and len(seen) == 2
+    updater = MaskUpdater(half_sure(), "pal", "pal", guard=None)
+    assert updater.pool.tolist() == [0, 2, 4] and len(updater.loader(2, 32)) == len(list(updater.loader(2, 32))) == 2
+    updater.active |= True
+    assert updater.pool is None and len(updater.loader(2, 32)) == 3
+
+
+def test_a_pool_of_nothing_is_refused(tmp_path: Path) -> None:
+    data = half_sure()
+    blank = replace(data, images=torch.full_like(data.images, 9))
+    refused(lambda: start(POOL, tmp_path, train=blank), "rule pal: masks pal trust no image", "use others")
+    refused(lambda: MaskUpdater(blank, "pal", "pal").loader(2, 32), "trust no image")
