@@ -108,3 +108,25 @@ def pal_entry(
             label |= contours == number
     good = count == 0 or ((count - hit) / count <= rho and (found - hit) / count <= spurious)
     return good, label * np.uint8(255)
+
+
+def lelcm(label: NDArray, probability: NDArray, contrast: float = 0.5) -> NDArray:
+    """One update of LELCM: the labels after it, truncated to 8 bits. Means are of probabilities in steps of 2^-32."""
+    probability = np.nan_to_num(probability.astype(np.float64), nan=0.0).clip(0, 1)
+    steps = np.floor(probability * 2**32) / 2**32
+    old = label > 127
+    touching = ndimage.binary_dilation(old, EIGHT)
+    evolved = label.astype(np.float64)
+    for area, y, x, (height, width) in regions(label):
+        near = square(label.shape, y, x, max(height, width))
+        core, around = (
+            np.sort(np.append(steps[near & where], np.zeros(count)))[::-1][:count].mean()
+            for where, count in ((old, max(1, area // 2)), (~old, 2 * area))
+        )
+        if core == 0:
+            continue
+        candidates = near & (probability > probability[y, x] * (contrast * around / core))
+        candidates = keep_touching(candidates, touching, single=True)
+        evolved[candidates] = (evolved[candidates] + 255 * probability[candidates]) / 2
+    evolved[old] = 255
+    return np.floor(evolved).astype(np.uint8)

@@ -17,6 +17,7 @@ from hmg_gpu.masks.makers.pal import Pal as PalMaker
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.makers.points import Points
 from hmg_gpu.masks.rules.evolving import to_masks
+from hmg_gpu.masks.rules.lelcm import Lelcm
 from hmg_gpu.masks.rules.lesps import Lesps
 from hmg_gpu.masks.rules.pal import Pal
 from hmg_gpu.masks.rules.rule import Evidence, Rule, State
@@ -35,14 +36,15 @@ RULES: dict[str, type[Rule]] = {
     "soft": Soft,  # by the probabilities of both
     "lesps": Lesps,  # label evolution of LESPS
     "pal": Pal,  # of PAL, with images that wait
+    "lelcm": Lelcm,  # of LELCM, by local contrast
 }
 MASKS_HELP = (
     "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; points: one "
     "pixel each; pal: closed edges"
 )
 RULES_HELP = (
-    "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal: labels that evolve, "
-    "which wants many updates"
+    "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal, lelcm: labels that "
+    "evolve, which wants many updates"
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Evidence",
     "Folder",
     "Learned",
+    "Lelcm",
     "Lesps",
     "Maker",
     "Pal",

@@ -180,4 +180,4 @@ class Squares:
 
     def take(self, plane: Tensor) -> Tensor:
         """The values of a batch [B, H, W] in the squares, 0 outside: [R, S, S]."""
-        return torch.where(self.inside, plane.reshape(-1)[self.index], 0)
+        return plane.reshape(-1)[self.index].masked_fill(~self.inside, 0)

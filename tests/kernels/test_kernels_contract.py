@@ -269,7 +269,7 @@ def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> N
 
 
 def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:
-    """update with a network and update_one with a prediction of one's own; each rule, with a guard."""
+    """update with a network and update_one with a prediction of one's own; each rule but lelcm, with a guard."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it asks the device's own module
     monkeypatch.setenv("HMG_BACKEND", "triton")
     host_sizes = torch.tensor([[32, 40], [64, 64], [50, 33]])
@@ -279,7 +279,7 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.func.functional_call(model, weights, (images,))
 
-    for rule in map(make_rule, RULES):
+    for rule in map(make_rule, (name for name in RULES if name != "lelcm")):
         with FakeTensorMode():
 
             def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:

@@ -22,6 +22,7 @@ from hmg_gpu.masks import (
     RULES,
     Folder,
     Learned,
+    Lelcm,
     Lesps,
     Maker,
     Pal,
@@ -197,6 +198,8 @@ def test_about_is_json_and_equal_for_equal_makers(student: Student) -> None:
         lambda: Lesps(base=0.4),
         lambda: Pal(),
         lambda: Pal(decay=0.9),
+        lambda: Lelcm(),
+        lambda: Lelcm(contrast=0.4),
     ]
     seen = []
     for make in makers:
