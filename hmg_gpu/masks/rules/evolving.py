@@ -75,7 +75,7 @@ def clean(probability: Tensor) -> Tensor:
 
 
 def count_into(times: Tensor, squares: Squares, candidates: Tensor) -> None:
-    """Add one to ``times`` (int32 [B, H, W]) at every candidate (bool [R, S, S])."""
+    """Add one to ``times`` (int16 [B, H, W]) at every candidate (bool [R, S, S])."""
     times.view(-1).index_add_(0, squares.index.flatten(), candidates.flatten().to(times.dtype))
 
 
@@ -86,23 +86,25 @@ def put_averages(
     times: Tensor,
     squares: Squares,
     store: Callable[[Tensor], Tensor],
+    locked: int = FULL - 1,
 ) -> None:
     """Write into ``evolved`` what the squares' pixels are after M <- (M + P) / 2, ``times`` times over.
 
         M_k = M / 2^k + P (1 - 1 / 2^k)
 
-    Regions that share a pixel average it one after another; their order does not matter, as what they choose depends
-    on the old label alone.
+    Regions that share a pixel average it one after another; their order does not matter, as
+    what they choose depends on the old label alone.
 
     Args:
         evolved: uint8 [B, H, W]; kept where k is 0.
-        labels: uint8 [B, H, W], the old ones. probability: float32 [B, H, W]. times: int32 [B, H, W], k.
+        labels: uint8 [B, H, W], the old ones. probability: float32 [B, H, W]. times: int16 [B, H, W], k.
         store: makes whole numbers of float labels in 1 / 255.
+        locked: old labels above it are 1 whatever is predicted.
     """
     old = labels.view(-1)[squares.index]
     count = times.view(-1)[squares.index].clamp(max=MOST_TIMES).long()
     predicted = FULL * clean(probability.reshape(-1)[squares.index])
     share = (torch.ones_like(count) << count).to(predicted.dtype).reciprocal()  # 1 / 2^k, exact
     values = store(old * share + predicted * (1 - share)).to(labels.dtype)
-    values = torch.where(count > 0, values, evolved.view(-1)[squares.index])
+    values = torch.where(count > 0, values, evolved.view(-1)[squares.index]).masked_fill(old > locked, FULL)
     evolved.view(-1).scatter_(0, squares.index.flatten(), values.flatten())  # where squares overlap, they agree

@@ -13,7 +13,7 @@ from hmg_gpu.common.options import setting
 from hmg_gpu.common.tensors import to_device
 from hmg_gpu.masks.regions import Regions, Squares, find_regions, touched
 from hmg_gpu.masks.rules import evolving
-from hmg_gpu.masks.rules.evolving import FULL, Evolving, clean, count_into, put_averages, to_masks
+from hmg_gpu.masks.rules.evolving import HALF, Evolving, clean, count_into, put_averages, to_masks
 from hmg_gpu.masks.rules.rule import Evidence, State
 
 FINE = 2**32  # parts of a probability that sums count in whole numbers, so that they are the same on every device
@@ -55,15 +55,15 @@ class Lelcm(Evolving):
         masks = to_masks(labels)
         regions = find_regions(masks, evidence.sizes, len(evidence.points))
         parts = list(_in_groups(regions))
-        times = torch.zeros(labels.shape, dtype=torch.int32, device=labels.device)
+        times = torch.zeros(labels.shape, dtype=torch.int16, device=labels.device)
         for part, reach in parts:
             squares = Squares.around(part, reach, labels.shape, evidence.sizes)
             count_into(times, squares, self._candidates(probability, masks, part, squares))
         evolved = labels.clone()
         for part, reach in parts:
             squares = Squares.around(part, reach, labels.shape, evidence.sizes)
-            put_averages(evolved, labels, probability, times, squares, torch.floor)
-        return State(evolved.masked_fill(masks, FULL), evidence.state.active)
+            put_averages(evolved, labels, probability, times, squares, torch.floor, locked=HALF)
+        return State(evolved, evidence.state.active)
 
     def _candidates(self, probability: Tensor, masks: Tensor, regions: Regions, squares: Squares) -> Tensor:
         """The pixels that are averaged: bool [R, S, S]; the squares reach a pixel beyond the largest region's."""

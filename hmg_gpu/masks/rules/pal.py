@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,14 +74,14 @@ class Pal(Lesps):
 
     def evolve(self, evidence: Evidence) -> State:
         labels, active = evidence.state
-        waits = ~active[:, None, None]
-        evolved = torch.where(waits, labels, self._updated(evidence))
-        allowance = self.allowance(evidence.at)
-        if allowance is None:
-            return State(evolved, active)
         # On the CPU only images that wait are looked at; elsewhere their number is not known.
         rows = (~active).nonzero()[:, 0] if can_read(active) else torch.arange(len(active), device=active.device)
+        evolved = self._updated(evidence)
         if len(rows) == 0:
+            return State(evolved, active)
+        evolved = torch.where(active[:, None, None], evolved, labels)
+        allowance = self.allowance(evidence.at)
+        if allowance is None:
             return State(evolved, active)
         enters, entry_labels = self._entries(evidence, rows, allowance)
         enters &= ~active[rows]
@@ -92,15 +93,25 @@ class Pal(Lesps):
     def _updated(self, evidence: Evidence) -> Tensor:
         labels = evidence.state.labels
         regions = find_regions(to_masks(labels), evidence.sizes, len(evidence.points))
-        times = torch.zeros(labels.shape, dtype=torch.int32, device=labels.device)
+        times = torch.zeros(labels.shape, dtype=torch.int16, device=labels.device)
         for part, squares in in_parts(regions, self.reach, evidence):
             count_into(times, squares, self.candidates(evidence, regions.rows(part), squares, single=False))
         times.clamp_(max=1)
-        left = (torch.arange(FULL + 1, device=labels.device) * self.decay).round().to(labels.dtype)
-        evolved = left[labels.int()]
+        evolved = self._decayed(labels)
         for _, squares in in_parts(regions, self.reach, evidence):
             put_averages(evolved, labels, evidence.probability, times, squares, torch.round)
-        return torch.where(labels == FULL, labels, evolved)
+        return evolved
+
+    def _decayed(self, labels: Tensor) -> Tensor:
+        left = (torch.arange(FULL + 1, device=labels.device) * self.decay).round().to(labels.dtype)
+        left[FULL] = FULL
+        if not can_read(labels):
+            return left[labels.int()]
+        evolved = labels.clone()  # labels are sparse: on the CPU only what is set is looked at
+        flat = evolved.view(-1)
+        places = torch.from_numpy(np.flatnonzero((flat != 0).numpy()))
+        flat[places] = left[flat[places].int()]
+        return evolved
 
     def _entries(self, evidence: Evidence, rows: Tensor, allowance: float) -> tuple[Tensor, Tensor]:
         """Which of some images may enter, bool [r], and the labels they would enter with, uint8 [r, H, W]."""
