@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import EIGHT
 from scipy import ndimage
+
+EIGHT = np.ones((3, 3), dtype=bool)
 
 
 def regions(label: NDArray) -> Iterator[tuple[int, int, int, tuple[int, int]]]:

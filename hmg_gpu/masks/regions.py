@@ -111,6 +111,13 @@ def touched(mask: Tensor, seeds: Tensor, *, single: bool = False) -> Tensor:
         >>> touched(mask, torch.tensor([[[0, 1, 1, 0]]]).bool())
         tensor([[[ True,  True, False, False]]])
     """
+    if backend_for(mask) != "triton":
+        found = connected_components(mask)
+        kept = torch.zeros(len(found), dtype=torch.bool, device=mask.device)
+        kept[found.component[seeds.reshape(-1)[found.pixels]]] = True
+        if single:
+            kept |= (torch.bincount(found.image, minlength=len(mask)) == 1)[found.image]
+        return found.mask(kept)
     labels, counts = number_components(mask)
     flat = labels.flatten(1)  # [B, H W]
     most = ((mask.shape[1] + 1) // 2) * ((mask.shape[2] + 1) // 2)  # components

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.checks import can_read
 from hmg_gpu.masks.regions import Regions, Squares
 from hmg_gpu.masks.rules.rule import Evidence, Rule, State
 
@@ -60,51 +61,70 @@ def to_masks(labels: Tensor) -> Tensor:
     return labels > HALF
 
 
-def in_parts(regions: Regions, reach: int, evidence: Evidence) -> Iterator[tuple[slice, Squares]]:
-    """Squares around all regions, so many at a time as memory is meant for."""
+def in_parts(regions: Regions, reach: int) -> list[tuple[Regions, int]]:
+    """So many regions at a time as memory is meant for, and the reach of their squares."""
     rows = max(1, PIXELS // (2 * reach + 1) ** 2)
-    for first in range(0, len(regions), rows):
-        part = slice(first, first + rows)
-        yield part, Squares.around(regions.rows(part), reach, evidence.initial.shape, evidence.sizes)
+    return [(regions.rows(slice(first, first + rows)), reach) for first in range(0, len(regions), rows)]
 
 
 def clean(probability: Tensor) -> Tensor:
     """Probabilities as float64 (float32 where a device has none) within 0 and 1; NaN is 0."""
     wide = torch.float32 if probability.device.type == "mps" else torch.float64
-    return probability.to(wide).nan_to_num(nan=0.0).clamp(0, 1)
+    return probability.float().nan_to_num(nan=0.0).clamp(0, 1).to(wide)
 
 
-def count_into(times: Tensor, squares: Squares, candidates: Tensor) -> None:
-    """Add one to ``times`` (int16 [B, H, W]) at every candidate (bool [R, S, S])."""
-    times.view(-1).index_add_(0, squares.index.flatten(), candidates.flatten().to(times.dtype))
-
-
-def put_averages(
+def average(
     evolved: Tensor,
-    labels: Tensor,
-    probability: Tensor,
-    times: Tensor,
-    squares: Squares,
+    evidence: Evidence,
+    parts: Sequence[tuple[Regions, int]],
+    choose: Callable[[Regions, Squares], Tensor],
     store: Callable[[Tensor], Tensor],
+    *,
+    most: int = MOST_TIMES,
     locked: int = FULL - 1,
 ) -> None:
-    """Write into ``evolved`` what the squares' pixels are after M <- (M + P) / 2, ``times`` times over.
+    """Write M <- (M + P) / 2 into ``evolved`` at the candidates of every region, as often as regions share a pixel.
 
         M_k = M / 2^k + P (1 - 1 / 2^k)
 
-    Regions that share a pixel average it one after another; their order does not matter, as
-    what they choose depends on the old label alone.
+    One region after another would do the same in any order, as what they choose depends on the old label alone.
 
     Args:
-        evolved: uint8 [B, H, W]; kept where k is 0.
-        labels: uint8 [B, H, W], the old ones. probability: float32 [B, H, W]. times: int16 [B, H, W], k.
+        evolved: uint8 [B, H, W], what stays where there is no candidate.
+        evidence: with the old labels.
+        parts: regions, and the reach of the squares around them.
+        choose: gives the candidates in squares, bool [R, S, S].
         store: makes whole numbers of float labels in 1 / 255.
+        most: times that a pixel is averaged.
         locked: old labels above it are 1 whatever is predicted.
     """
-    old = labels.view(-1)[squares.index]
-    count = times.view(-1)[squares.index].clamp(max=MOST_TIMES).long()
-    predicted = FULL * clean(probability.reshape(-1)[squares.index])
-    share = (torch.ones_like(count) << count).to(predicted.dtype).reciprocal()  # 1 / 2^k, exact
-    values = store(old * share + predicted * (1 - share)).to(labels.dtype)
-    values = torch.where(count > 0, values, evolved.view(-1)[squares.index]).masked_fill(old > locked, FULL)
-    evolved.view(-1).scatter_(0, squares.index.flatten(), values.flatten())  # where squares overlap, they agree
+    labels, probability = evidence.state.labels.reshape(-1), evidence.probability.reshape(-1)
+
+    def squares_of(part: tuple[Regions, int]) -> Squares:
+        return Squares.around(*part, evolved.shape, evidence.sizes)
+
+    def averaged(index: Tensor, times: Tensor) -> Tensor:
+        old, predicted = labels[index], FULL * clean(probability[index])
+        times = times.clamp(max=most).long()
+        share = (torch.ones_like(times) << times).to(predicted.dtype).reciprocal()  # 1 / 2^k, exact
+        values = store(old * share + predicted * (1 - share))
+        return values.masked_fill(old > locked, FULL).to(labels.dtype)
+
+    flat = evolved.view(-1)
+    if can_read(labels):  # the few pixels that are candidates
+        chosen = [labels.new_empty(0, dtype=torch.int64)]
+        for part in parts:
+            squares = squares_of(part)
+            chosen.append(squares.index[choose(part[0], squares)])
+        index, times = torch.cat(chosen).unique(return_counts=True)
+        flat[index] = averaged(index, times)
+        return
+    times = torch.zeros(evolved.numel(), dtype=torch.int16, device=evolved.device)
+    for part in parts:
+        squares = squares_of(part)
+        times.index_add_(0, squares.index.flatten(), choose(part[0], squares).flatten().to(times.dtype))
+    for part in parts:
+        index = squares_of(part).index.flatten()
+        count = times[index]
+        # Where squares overlap, the same is written.
+        flat.scatter_(0, index, torch.where(count > 0, averaged(index, count), flat[index]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from hmg_gpu.common.options import setting
 from hmg_gpu.common.tensors import to_device
 from hmg_gpu.masks.regions import Regions, Squares, find_regions, touched
 from hmg_gpu.masks.rules import evolving
-from hmg_gpu.masks.rules.evolving import HALF, Evolving, clean, count_into, put_averages, to_masks
+from hmg_gpu.masks.rules.evolving import FULL, HALF, Evolving, average, clean, to_masks
 from hmg_gpu.masks.rules.rule import Evidence, State
 
 FINE = 2**32  # parts of a probability that sums count in whole numbers, so that they are the same on every device
@@ -51,18 +52,13 @@ class Lelcm(Evolving):
     contrast: float = setting(0.5, "lambda of LELCM: the threshold where surroundings and core are alike", least=0)
 
     def evolve(self, evidence: Evidence) -> State:
-        labels, probability = evidence.state.labels, evidence.probability
+        labels = evidence.state.labels
         masks = to_masks(labels)
         regions = find_regions(masks, evidence.sizes, len(evidence.points))
         parts = list(_in_groups(regions))
-        times = torch.zeros(labels.shape, dtype=torch.int16, device=labels.device)
-        for part, reach in parts:
-            squares = Squares.around(part, reach, labels.shape, evidence.sizes)
-            count_into(times, squares, self._candidates(probability, masks, part, squares))
-        evolved = labels.clone()
-        for part, reach in parts:
-            squares = Squares.around(part, reach, labels.shape, evidence.sizes)
-            put_averages(evolved, labels, probability, times, squares, torch.floor, locked=HALF)
+        evolved = labels.masked_fill(masks, FULL)
+        choose = partial(self._candidates, evidence.probability, masks)
+        average(evolved, evidence, parts, choose, torch.floor, locked=HALF)
         return State(evolved, evidence.state.active)
 
     def _candidates(self, probability: Tensor, masks: Tensor, regions: Regions, squares: Squares) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hmg_gpu.common.options import setting
 from hmg_gpu.masks.regions import Regions, Squares, find_regions, touched
-from hmg_gpu.masks.rules.evolving import Evolving, clean, count_into, in_parts, put_averages, to_masks
+from hmg_gpu.masks.rules.evolving import Evolving, average, clean, in_parts, to_masks
 from hmg_gpu.masks.rules.rule import Evidence, State
 
 CORE = 1  # reach of the core, the square of 3 x 3 around the centre
@@ -52,12 +53,9 @@ class Lesps(Evolving):
     def evolve(self, evidence: Evidence) -> State:
         labels = evidence.state.labels
         regions = find_regions(to_masks(labels), evidence.sizes, len(evidence.points))
-        times = torch.zeros(labels.shape, dtype=torch.int16, device=labels.device)
-        for part, squares in in_parts(regions, self.reach, evidence):
-            count_into(times, squares, self.candidates(evidence, regions.rows(part), squares, single=True))
         evolved = labels.clone()
-        for _, squares in in_parts(regions, self.reach, evidence):
-            put_averages(evolved, labels, evidence.probability, times, squares, torch.floor)
+        choose = partial(self.candidates, evidence, single=True)
+        average(evolved, evidence, in_parts(regions, self.reach), choose, torch.floor)
         return State(evolved, evidence.state.active)
 
     def candidates(self, evidence: Evidence, regions: Regions, squares: Squares, *, single: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from hmg_gpu.common.checks import can_read
 from hmg_gpu.common.options import setting
 from hmg_gpu.masks.regions import fill_holes, find_regions, number_components, touched
-from hmg_gpu.masks.rules.evolving import FULL, count_into, in_parts, put_averages, to_masks
+from hmg_gpu.masks.rules.evolving import FULL, average, in_parts, to_masks
 from hmg_gpu.masks.rules.lesps import Lesps
 from hmg_gpu.masks.rules.rule import Evidence, State
 
@@ -93,13 +94,9 @@ class Pal(Lesps):
     def _updated(self, evidence: Evidence) -> Tensor:
         labels = evidence.state.labels
         regions = find_regions(to_masks(labels), evidence.sizes, len(evidence.points))
-        times = torch.zeros(labels.shape, dtype=torch.int16, device=labels.device)
-        for part, squares in in_parts(regions, self.reach, evidence):
-            count_into(times, squares, self.candidates(evidence, regions.rows(part), squares, single=False))
-        times.clamp_(max=1)
         evolved = self._decayed(labels)
-        for _, squares in in_parts(regions, self.reach, evidence):
-            put_averages(evolved, labels, evidence.probability, times, squares, torch.round)
+        choose = partial(self.candidates, evidence, single=False)
+        average(evolved, evidence, in_parts(regions, self.reach), choose, torch.round, most=1)
         return evolved
 
     def _decayed(self, labels: Tensor) -> Tensor:
