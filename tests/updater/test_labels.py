@@ -10,7 +10,7 @@ import reference_rules
 import torch
 from refusal import refused
 from tiny import SIZES, tiny_set
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from hmg_gpu import MaskUpdater
 from hmg_gpu.common.errors import InputError
@@ -163,3 +163,27 @@ def test_labels_are_a_rules_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert updater.labels is updater.active is updater.pool is None and updater.targets is updater.masks
     monkeypatch.setattr(mask_updater, "to_masks", None)
     updater.update(Net(), "logits")
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for rule in EVOLVING:
+        updater = make(rule)
+        for step in range(3):
+            changes = updater.update(Net(), "logits", batch_size=2, at=(step, 4))
+        torch.save([updater.labels, updater.active, updater.masks, str(changes)], folder / f"{rule}{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_end_with_the_bits_of_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(run_rank, (tmp_path,), nprocs=2)
+    for rule in EVOLVING:
+        alone = make(rule)
+        for step in range(3):
+            changes = alone.update(Net(), "logits", batch_size=2, at=(step, 4))
+        assert not torch.equal(alone.labels, alone.initial * 255)
+        for rank in range(2):
+            labels, active, masks, text = torch.load(tmp_path / f"{rule}{rank}.pt", weights_only=True)
+            assert torch.equal(labels, alone.labels) and torch.equal(active, alone.active)
+            assert torch.equal(masks, alone.masks) and text == str(changes)
