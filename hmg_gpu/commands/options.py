@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hmg_gpu.common.options import add_options
-from hmg_gpu.masks import MASKS_HELP, RULES, Maker, Pmg, Rule, Union, make_maker, make_rule
+from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
 from hmg_gpu.models import MODEL_HELP
 from hmg_gpu.models.network import Network, load_network
 from hmg_gpu.models.predict import PADDINGS
@@ -25,8 +25,7 @@ def add_mask_options(parser: argparse.ArgumentParser, *, several: bool = False, 
     more = {"nargs": "+"} if several else {}
     text = f"initial masks by {MASKS_HELP} (default: pmg)"
     parser.add_argument("--masks", default=["pmg"] if several else "pmg", metavar="MAKER", help=text, **more)
-    text = "how predictions correct them: union (the paper), or soft (default: %(default)s)"
-    parser.add_argument("--rule", choices=RULES, default="union", help=text)
+    parser.add_argument("--rule", choices=RULES, default="union", help=f"{RULES_HELP} (default: %(default)s)")
     add_options(parser, Pmg, "extent", "half_width", "alpha", defaults={"extent": extent})
     add_options(parser, Union, "radius")
 

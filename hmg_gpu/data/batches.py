@@ -23,6 +23,7 @@ def draw_epoch(
     epoch: int,
     positive: float = 0.0,
     points: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
@@ -36,13 +37,15 @@ def draw_epoch(
         patch_size: side of the crop in pixels.
         positive: share of the crops that hold a point of their image, if it has any; the others lie anywhere.
         points: int64 [P, 3] on the CPU, rows (image, y, x), sorted; for ``positive``.
+        images: int64 [n] on the CPU, the only images to draw from; None: all N of them.
 
     Returns:
-        int64 [steps, B, 6] on the CPU, columns as :data:`PLAN`; steps = ceil(N / B).
+        int64 [steps, B, 6] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
     """
-    count = len(sizes)
+    count = len(sizes if images is None else images)
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order = torch.randperm(count, generator=generator)
+    order = order if images is None else images[order]
     steps = -(-count // batch_size)
     order = order[torch.arange(steps * batch_size) % count]  # [steps * B]
     slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
@@ -91,12 +94,12 @@ def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> t
 
     Args:
         data: images, sizes, mean and std.
-        masks: bool [N, H, W], the labels to train on.
+        masks: bool [N, H, W], the labels to train on; or uint8 soft labels, 255 is 1.
         plan: int64 [B, 6] on the same device, one batch of :func:`draw_epoch`.
         patch_size: S in pixels.
 
     Returns:
-        float32 images [B, 1, S, S] and bool masks [B, 1, S, S].
+        float32 images [B, 1, S, S] and masks [B, 1, S, S] of the type they came in.
     """
     if can_read(plan):
         return _cut_slices(data, masks, plan, patch_size)
@@ -112,13 +115,13 @@ def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> t
     valid = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
     index = (image * height + rows.clamp(max=height - 1)) * width + columns.clamp(max=width - 1)  # [B, S, S]
     values = (data.images.view(-1)[index].float() - data.mean) / data.std
-    return torch.where(valid, values, 0)[:, None], (masks.view(-1)[index] & valid)[:, None]
+    return torch.where(valid, values, 0)[:, None], (masks.view(-1)[index] * valid)[:, None]
 
 
 def _cut_slices(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """The same where the plan lies in host memory: slices and flips take a tenth of the time of the gather."""
     images = torch.zeros(len(plan), 1, patch_size, patch_size)
-    labels = torch.zeros(images.shape, dtype=torch.bool)
+    labels = torch.zeros(images.shape, dtype=masks.dtype)
     for row, (image, top, left, flip_rows, flip_columns, transpose) in enumerate(plan.tolist()):
         height, width = data.host_sizes[image].tolist()
         tall, wide = min(patch_size, height - top), min(patch_size, width - left)
@@ -131,6 +134,11 @@ def _cut_slices(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) ->
         to_image, to_label = (batch[row, 0].T if transpose else batch[row, 0] for batch in (images, labels))
         to_image[rows, columns], to_label[rows, columns] = values.flip(flips), mask.flip(flips)
     return images, labels
+
+
+def to_targets(masks: Tensor) -> Tensor:
+    """Masks, or uint8 soft labels whose 255 is 1, as float32 in 0 to 1."""
+    return masks.float() / 255 if masks.dtype == torch.uint8 else masks.float()
 
 
 def batches(

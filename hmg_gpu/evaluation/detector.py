@@ -110,7 +110,8 @@ class _Chunk(NamedTuple):
         if self.initial is None:
             return self.logits > logit(threshold)
         points, sizes = self.part.points, self.part.sizes
-        evidence = Evidence.from_logits(self.logits, points, sizes, self.initial, self.soft, threshold=threshold)
+        more = {"threshold": threshold, "soft": rule.by_probability}
+        evidence = Evidence.from_logits(self.logits, points, sizes, self.initial, self.soft, **more)
         return rule.correct(evidence)
 
 

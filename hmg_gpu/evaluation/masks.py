@@ -258,7 +258,7 @@ def evidence_of(
     network: Network, data: ImageSet, maker: Maker, rule: Rule, progress: Progress | None = None
 ) -> Evidence:
     """All that a rule may look at, for a whole set."""
-    probability = network.predict_probabilities(data, progress) if rule.soft else None
+    probability = network.predict_probabilities(data, progress) if rule.by_probability else None
     prediction = network.predict(data, progress) if probability is None else probability > network.threshold
     initial = maker.masks(data)
     soft = maker.probabilities(data) if rule.soft else None

@@ -13,8 +13,14 @@ from hmg_gpu.common.errors import InputError
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.maker import Maker
+from hmg_gpu.masks.makers.pal import Pal as PalMaker
 from hmg_gpu.masks.makers.pmg import Pmg
-from hmg_gpu.masks.rules.rule import Evidence, Rule
+from hmg_gpu.masks.makers.points import Points
+from hmg_gpu.masks.rules.evolving import to_masks
+from hmg_gpu.masks.rules.lelcm import Lelcm
+from hmg_gpu.masks.rules.lesps import Lesps
+from hmg_gpu.masks.rules.pal import Pal
+from hmg_gpu.masks.rules.rule import Evidence, Rule, State
 from hmg_gpu.masks.rules.soft import Soft
 from hmg_gpu.masks.rules.union import Union
 
@@ -22,27 +28,47 @@ MAKERS: dict[str, type[Maker]] = {
     "pmg": Pmg,  # the paper's (Sec. 3.1)
     "learned": Learned,  # by a student that learns from PMG's masks
     "folder": Folder,  # of any system, read from files
+    "points": Points,  # the points themselves, where LESPS starts from
+    "pal": PalMaker,  # closed edges, where PAL starts from
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
     "soft": Soft,  # by the probabilities of both
+    "lesps": Lesps,  # label evolution of LESPS
+    "pal": Pal,  # of PAL, with images that wait
+    "lelcm": Lelcm,  # of LELCM, by local contrast
 }
-MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png"
+MASKS_HELP = (
+    "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; points: one "
+    "pixel each; pal: closed edges"
+)
+RULES_HELP = (
+    "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal, lelcm: labels that "
+    "evolve, which wants many updates"
+)
 
 __all__ = [
     "MAKERS",
     "MASKS_HELP",
     "RULES",
+    "RULES_HELP",
     "Evidence",
     "Folder",
     "Learned",
+    "Lelcm",
+    "Lesps",
     "Maker",
+    "Pal",
+    "PalMaker",
     "Pmg",
+    "Points",
     "Rule",
     "Soft",
+    "State",
     "Union",
     "make_maker",
     "make_rule",
+    "to_masks",
 ]
 
 

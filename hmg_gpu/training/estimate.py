@@ -49,7 +49,7 @@ def estimate_seconds(training: Training) -> float | None:
 
 def _timed(step: TrainingStep, training: Training, plan: torch.Tensor) -> float:
     start = time.perf_counter()
-    step(training.masks, plan)
+    step(training.targets, plan)
     float(step.totals[0])  # waits for the device
     return time.perf_counter() - start
 

@@ -32,7 +32,7 @@ from hmg_gpu.models.checkpoints import MODEL_PREFIX, read_description, read_tens
 from hmg_gpu.models.predict import predict
 from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
-from hmg_gpu.training.state import check_state, keep_previous
+from hmg_gpu.training.state import check_labels, check_state, keep_previous
 from hmg_gpu.training.step import TrainingStep, check_step, in_channels_last, synchronised
 from hmg_gpu.updater import MaskUpdater
 from hmg_gpu.updater.report import MaskChanges
@@ -101,13 +101,15 @@ class Training:
         check_step(settings.step, settings.loss, self.device, team)
         self.stop = False
         self.stage, self.epoch, self.step = 0, 0, 0
+        self.over = False  # whether stage 1 ends before its epochs do, see Settings.start
         self.results: dict[str, Any] = {}
         self.warned: list[str] = []
         self.updater: MaskUpdater | None = None
         if settings.supervision == "points":
             self.updater = MaskUpdater(train, self._maker(), settings.correction(), guard=None)
             team.same([self.updater.initial.view(torch.uint8)])
-            self.updater.masks = self.updater.initial.clone()
+            self.updater.restart()
+            self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu()
         self._new_network()
 
@@ -128,8 +130,13 @@ class Training:
 
     @property
     def masks(self) -> Tensor:
-        """The labels to train on now: bool [N, H, W]."""
+        """The masks now: bool [N, H, W]."""
         return self.train.masks if self.updater is None else self.updater.masks
+
+    @property
+    def targets(self) -> Tensor:
+        """What is trained on now: ``masks``, or uint8 [N, H, W] soft labels where the rule says so."""
+        return self.train.masks if self.updater is None else self.updater.targets
 
     @property
     def totals(self) -> Tensor:
@@ -163,16 +170,18 @@ class Training:
         if self.stage != number - 1:
             return
         epochs, every = settings.epochs[self.stage], settings.update_every if number == 2 else 0
-        while self.epoch < epochs:
-            self._train_epoch()
+        while self.epoch < epochs and not self.over:
+            loss = self._train_epoch()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
-            if self.epoch % settings.eval_every == 0 and self.epoch < epochs:
+            self.over = number == 1 and settings.start == "loss" and loss < settings.loss_below
+            last = self.over or self.epoch == epochs
+            if self.epoch % settings.eval_every == 0 and not last:
                 self._evaluate(final=False)
-            if every and self.epoch % every == 0 and self.epoch < epochs:
+            if every and self.epoch % every == 0 and not last:
                 self._update_masks()
             stop = self.team.any(self.stop)
-            if stop or (self.epoch % settings.save_every == 0 and self.epoch < epochs):
+            if stop or (self.epoch % settings.save_every == 0 and not last):
                 self.save()
             if stop:
                 self._leave()
@@ -194,8 +203,10 @@ class Training:
             self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
         self._close_stage()
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self) -> float:
+        """Train an epoch from the present step to its end; its mean loss."""
         settings, team = self.settings, self.team
+        pool = None if self.updater is None else self.updater.pool
         seed = mix_seed(settings.seed, self.stage)
         plan = draw_epoch(
             self.train.host_sizes,
@@ -205,6 +216,7 @@ class Training:
             epoch=self.epoch,
             positive=settings.positive,
             points=self._points,
+            images=pool,
         ).tensor_split(team.ranks, dim=1)[team.rank]
         plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 6]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
@@ -215,7 +227,7 @@ class Training:
         while self.step < len(plan):
             # Dropout is a function of the position, too.
             torch.manual_seed(mix_seed(seed, self.epoch, self.step, *rank_seed))
-            self.training_step(self.masks, plan[self.step])
+            self.training_step(self.targets, plan[self.step])
             self.step += 1
             self.report({"event": "step", "stage": self.stage, "epoch": self.epoch, "step": self.step, "of": len(plan)})
             # After the last step, the epoch is brought to its end first.
@@ -236,6 +248,8 @@ class Training:
             "images_per_second": (len(plan) - first) * settings.batch_size / seconds,
             "seconds": seconds,
         }
+        if self.updater is not None and self.updater.rule.pools:
+            row["pool"] = len(self.train if pool is None else pool)
         self.report(row)
         if not math.isfinite(loss):
             last = self.folder / "last.safetensors"
@@ -245,12 +259,13 @@ class Training:
                 "try a lower --learning-rate or leave out --bf16"
             )
         self._diagnose(row)
+        return row["loss"]
 
     def _leave(self) -> None:
         raise StopRequest(f"stopped and saved; go on with: python train.py --resume {quote(str(self.folder))}")
 
     def _close_stage(self) -> None:
-        self.stage, self.epoch, self.step = self.stage + 1, 0, 0
+        self.stage, self.epoch, self.step, self.over = self.stage + 1, 0, 0, False
         self.totals.zero_()
         self.save(f"stage{self.stage}.safetensors", weights_only=True)
         if self.settings.epochs[1] == 0:
@@ -262,9 +277,20 @@ class Training:
         self.save()
 
     def _update_masks(self) -> MaskChanges:
-        """The hybrid masks from the network's present predictions (HMG Sec. 3.2), always from the initial masks."""
+        """The masks by the rule and the network's present predictions (HMG Sec. 3.2)."""
         self._share_statistics()
-        return self.updater.update(self.model, "logits", head=-1, autocast=self.settings.bf16, check=False)
+        at = (self.epoch if self.stage else 0, max(1, self.settings.epochs[1]))
+        how = {"head": -1, "autocast": self.settings.bf16, "at": at, "check": False}
+        changes = self.updater.update(self.model, "logits", **how)
+        self._tell_pool("images are trained on from now on")
+        return changes
+
+    def _tell_pool(self, words: str) -> None:
+        """Say how many images are trained on, where a rule lets some wait."""
+        if self.updater.rule.pools:
+            pool = self.updater.pool
+            count = len(self.train if pool is None else pool)
+            self.report({"event": "note", "text": f"{count} of {len(self.train)} {words}"})
 
     def _predict(self, data: ImageSet) -> Tensor:
         self._share_statistics()
@@ -345,6 +371,7 @@ class Training:
             "stage": self.stage,
             "epoch": self.epoch,
             "step": self.step,
+            "over": self.over,
             "results": self.results,
             "warned": self.warned,
             "versions": provenance(),
@@ -365,6 +392,8 @@ class Training:
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
             tensors["totals"] = totals
             tensors["masks.current"] = self.masks
+            if self.updater is not None and self.updater.rule.evolves:
+                tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
         if totals is not None:
             keep_previous(self.folder / name)
         save_checkpoint(self.folder / name, tensors, self.describe())
@@ -402,7 +431,11 @@ class Training:
                 "points, images and version of this program"
             )
         check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
+        evolves = self.updater is not None and self.updater.rule.evolves
+        if evolves:
+            check_labels(path, tensors)
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
+        self.over = description["over"]
         self.results, self.warned = description["results"], description["warned"]
         load_weights(self.model, path)
         parameters = self.optimizer.param_groups[0]["params"]
@@ -420,6 +453,9 @@ class Training:
             self.totals.copy_(tensors["totals"])
         if self.updater is not None:
             self.updater.masks = masks
+        if evolves:
+            self.updater.labels = tensors["labels.current"].to(self.device)
+            self.updater.active = tensors["pool.current"].to(self.device)
 
 
 def _difference(key: str, theirs: Any, mine: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.options import check_settings, like, setting
-from hmg_gpu.masks import MASKS_HELP, RULES, Maker, Pmg, Rule, Union, make_maker, make_rule
+from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
 from hmg_gpu.models import MODEL_HELP, check_model
 from hmg_gpu.training.step import WAYS
 
@@ -36,7 +36,7 @@ class Settings:
     extent: int | str | None = like(Pmg, "extent")
     half_width: int = like(Pmg, "half_width")
     alpha: float = like(Pmg, "alpha")
-    rule: str = setting("union", "how predictions correct the masks: union (the paper), or soft", choices=tuple(RULES))
+    rule: str = setting("union", RULES_HELP, choices=tuple(RULES))
     radius: int = like(Union, "radius")
     model: str = setting("acm", MODEL_HELP)
     output_bias: float = setting(
@@ -54,6 +54,13 @@ class Settings:
     update_every: int = setting(
         0, "0: correct the masks once, after stage 1 (the paper); N: also every N epochs of stage 2", least=0
     )
+    start: str = setting(
+        "epoch",
+        "what ends stage 1, and so decides the first update: its epochs; or loss: the first epoch whose mean loss is "
+        "below --loss-below, its epochs at the latest",
+        choices=("epoch", "loss"),
+    )
+    loss_below: float = setting(0.5, "soft-IoU loss that ends stage 1 where --start is loss", above=0, most=1)
     batch_size: int = setting(8, "images in a batch", least=2)
     patch_size: int = setting(256, "side of a crop, pixels; a multiple of 32", least=32)
     positive: float = setting(
@@ -83,6 +90,11 @@ class Settings:
                 f"update_every = {self.update_every}: full supervision has no masks to correct; leave it at 0"
             )
         self.maker()
+        if RULES[self.rule].evolves and self.supervision == "points" and not self.update_every:
+            raise InputError(
+                f"rule = {self.rule}: its labels evolve over many updates, and one changes next to nothing; give "
+                "--update-every (LESPS and PAL: 5)"
+            )
 
     def maker(self) -> Maker:
         """What makes the initial masks, not yet fitted to the data."""

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_beside
+from hmg_gpu.masks import to_masks
 from hmg_gpu.models.checkpoints import quote, read_description, write_sidecar
 
 PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
@@ -33,13 +35,11 @@ def check_state(
         InputError: the position, the results, or a tensor of the optimiser is none; the text names it.
     """
 
-    def require(good: bool, what: str) -> None:
-        if not good:
-            raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
-
+    require = partial(_require, path)
     for key in ("stage", "epoch", "step"):
         require(type(description[key]) is int and 0 <= description[key] < 2**31, key)
     require(description["stage"] <= 2, "stage")
+    require(type(description["over"]) is bool, "over")
     warned, results = description["warned"], description["results"]
     require(isinstance(warned, list) and all(isinstance(text, str) for text in warned), "warned")
     require(isinstance(results, dict), "results")
@@ -61,6 +61,24 @@ def check_state(
             require(value.shape == shape and value.dtype == torch.float32, name)
             others = {f"optimizer.{parsed[1]}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
             require(others <= tensors.keys(), name)
+
+
+def check_labels(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse labels of a rule that evolves which do not belong to the masks beside them.
+
+    Raises:
+        InputError: they are missing, of another type or shape, or other masks'.
+    """
+    masks = tensors["masks.current"]
+    labels, pool = tensors.get("labels.current"), tensors.get("pool.current")
+    good = labels is not None and labels.dtype == torch.uint8 and labels.shape == masks.shape
+    _require(path, good and torch.equal(to_masks(labels), masks), "labels.current")
+    _require(path, pool is not None and pool.dtype == torch.bool and pool.shape == masks.shape[:1], "pool.current")
+
+
+def _require(path: Path, good: bool, what: str) -> None:
+    if not good:
+        raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
 
 
 def keep_previous(path: str | os.PathLike) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import ALONE, Team
 from hmg_gpu.common.tensors import last_head
-from hmg_gpu.data.batches import cut_crops
+from hmg_gpu.data.batches import cut_crops, to_targets
 from hmg_gpu.data.sets import ImageSet
+from hmg_gpu.masks import to_masks
 from hmg_gpu.models.losses import soft_iou_loss
 
 WAYS = ("eager", "compile", "graph")
@@ -102,7 +103,7 @@ class TrainingStep:
         reads the generator's seed and offset when it is replayed, so ``torch.manual_seed`` before a call decides them.
 
         Args:
-            masks: bool [N, H, W], the labels.
+            masks: bool [N, H, W], the labels; or uint8 soft labels, which are counted as masks where above 0.5.
             plan: int64 [B, 6] on the device, one batch of :func:`hmg_gpu.data.batches.draw_epoch` (or a rank's rows).
         """
         if self.way != "graph":
@@ -128,13 +129,15 @@ class TrainingStep:
         self._graph.replay()
 
     def _run(self, masks: Tensor, plan: Tensor) -> None:
-        images, masks = cut_crops(self.data, masks, plan, self.patch_size)  # [B, 1, S, S]
+        images, labels = cut_crops(self.data, masks, plan, self.patch_size)  # [B, 1, S, S]
+        soft = labels.dtype == torch.uint8
+        target, masks = (to_targets(labels), to_masks(labels)) if soft else (labels, labels)
         if in_channels_last(self.device, self.bf16):
             images = images.contiguous(memory_format=torch.channels_last)
         # A cast that was cached outside a graph would be missing in it.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=self.way != "graph"):
             output = self.network(images)
-        loss = soft_iou_loss(output, masks, reduction=self.loss)
+        loss = soft_iou_loss(output, target, reduction=self.loss)
         if self._gradients is None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import position
 from hmg_gpu.common.tensors import to_device
-from hmg_gpu.data.batches import cut_crops, draw_epoch
+from hmg_gpu.data.batches import cut_crops, draw_epoch, to_targets
 from hmg_gpu.data.sets import ImageSet
 
 
@@ -20,7 +20,8 @@ class Labelled(Protocol):
     """A set with its current masks, such as a ``MaskUpdater``."""
 
     data: ImageSet
-    masks: Tensor
+    targets: Tensor
+    pool: Tensor | None
     device: torch.device
 
     def __len__(self) -> int: ...
@@ -35,7 +36,8 @@ class MaskLoader:
     gets its own ``batch_size`` images of each step.
 
     Yields:
-        float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S] of 0 and 1, on the updater's device.
+        float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S], on the updater's device: 0 and 1, or
+        between them where the updater's rule trains on soft labels.
     """
 
     updater: Labelled
@@ -53,9 +55,11 @@ class MaskLoader:
             raise InputError(
                 f"loader: batch_size {self.batch_size} and patch_size {self.patch_size}; expected at least 1"
             )
+        len(self)  # refuses a pool of nothing
 
     def __len__(self) -> int:
-        return -(-len(self.updater) // (self.batch_size * position()[1]))
+        pool = self.updater.pool
+        return -(-len(self.updater if pool is None else pool) // (self.batch_size * position()[1]))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.epoch += 1  # when the first batch is taken: some trainers ask for an iterator that they never use
@@ -65,9 +69,9 @@ class MaskLoader:
         """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
         updater, (rank, ranks) = self.updater, position()
         batch = self.batch_size * ranks
-        crops = {"positive": self.positive, "points": self._points}
+        crops = {"positive": self.positive, "points": self._points, "images": updater.pool}
         plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
         plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:
-            images, masks = cut_crops(updater.data, updater.masks, rows, self.patch_size)
-            yield images, masks.float()
+            images, masks = cut_crops(updater.data, updater.targets, rows, self.patch_size)
+            yield images, to_targets(masks)

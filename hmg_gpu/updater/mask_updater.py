@@ -20,12 +20,10 @@ from torch import Tensor, distributed, nn
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import meet
-from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.data.folder import load_folder
-from hmg_gpu.data.images import map_files, write_mask
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.data.store import load_store
-from hmg_gpu.masks import Evidence, Maker, Rule, make_maker, make_rule
+from hmg_gpu.masks import Evidence, Maker, Rule, State, make_maker, make_rule, to_masks
 from hmg_gpu.models.foreign import (
     Head,
     Output,
@@ -36,12 +34,13 @@ from hmg_gpu.models.foreign import (
     without_ddp,
 )
 from hmg_gpu.models.predict import predict_logits, share
+from hmg_gpu.updater.export import list_masks, write_masks
 from hmg_gpu.updater.loader import MaskLoader
-from hmg_gpu.updater.report import COLUMNS, HYBRID, PREDICTION, MaskChanges, is_fault
+from hmg_gpu.updater.report import ACTIVE, COLUMNS, ENTERED, HYBRID, PREDICTION, MaskChanges, is_fault, judge
 from hmg_gpu.updater.selection import Key, Selection
+from hmg_gpu.updater.state import take_state
 
 GUARD = 0.05
-SLACK = 0.01  # by which probabilities may leave 0 to 1: rounding, as of a resize in bfloat16
 
 
 class MaskUpdater:
@@ -57,7 +56,8 @@ class MaskUpdater:
             or ``Pmg(extent="auto")``.
         rule: what corrects them: a name or a rule of :data:`hmg_gpu.masks.RULES`: "union" (the paper's MDR), "soft"
             (the maker's probabilities are kept beside the masks, 4 bytes a pixel; a bool prediction counts as 0 and
-            1), or ``Union(radius=20)``.
+            1), or ``Union(radius=20)``. Rules of label evolution ("lesps", "pal", "lelcm") go on from what the update
+            before left, so they want many updates.
         guard: a share of the image; a prediction with more foreground is not applied, the image's mask stays as it is,
             and a warning says so. The default is ten times what targets cover at most in NUAA-SIRST and NUDT-SIRST.
             None (the paper): no limit, so an all-foreground prediction can turn a whole image into foreground.
@@ -65,6 +65,9 @@ class MaskUpdater:
     Attributes:
         data: the set. maker, rule: as given, with all that depends on the data settled.
         initial, masks: bool [N, H, W], False in the padding; ``initial`` never changes.
+        labels: uint8 [N, H, W], the soft labels of a rule of label evolution, 255 is 1; ``masks`` is where they are
+            above 0.5. None for other rules.
+        active: bool [N], the images that such a rule lets be trained on; None for other rules.
 
     Raises:
         InputError: no point in the whole set, or a setting out of range.
@@ -96,7 +99,9 @@ class MaskUpdater:
             self.maker = maker.fit(data)
             self.initial = self.maker.masks(data)
             self._soft = self.maker.probabilities(data) if self.rule.soft else None
-            self.masks = self.initial.clone()
+            everyone = torch.ones(len(data), dtype=torch.bool, device=self.device)
+            self._settled = self.maker.settled(data) if self.rule.pools else everyone
+            self.restart()
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
         self._selection = Selection(data)
@@ -178,7 +183,32 @@ class MaskUpdater:
     def device(self) -> torch.device:
         return self.data.images.device
 
+    @property
+    def targets(self) -> Tensor:
+        """What is trained on: ``labels`` where the rule says so (LESPS, LELCM), else ``masks``."""
+        return self.labels if self.rule.soft_targets else self.masks
+
+    @property
+    def pool(self) -> Tensor | None:
+        """The images to train on: int64 [n] on the CPU, read from the device; None: all.
+
+        Raises:
+            InputError: none is.
+        """
+        if not self.rule.pools:
+            return None
+        active = self.active.cpu()
+        if len(active) and not bool(active.any()):
+            raise InputError(f"rule {self.rule.name}: masks {self.maker.name} trust no image to start with; use others")
+        return None if bool(active.all()) else active.nonzero()[:, 0]
+
     # --- updating ---
+
+    def restart(self) -> None:
+        """Masks, labels and pool as before the first update."""
+        self.masks, self.labels, self.active = self.initial.clone(), None, None
+        if self.rule.evolves:
+            self.labels, self.active = self.rule.start(self.initial, self._settled)
 
     def update(
         self,
@@ -192,9 +222,10 @@ class MaskUpdater:
         padding: str = "least",
         autocast: bool = False,
         check: bool = True,
+        at: tuple[int, int] = (0, 1),
         progress: Callable[[int], None] | None = None,
     ) -> MaskChanges:
-        """Predict the whole set and correct every mask: initial OR FAF(prediction) (HMG Sec. 3.2).
+        """Predict the whole set and correct every mask: initial OR FAF(prediction) (HMG Sec. 3.2), or as the rule says.
 
         Args:
             net: takes normalised [b, channels, h, w] in the dtype of its weights, h and w multiples of 32; may be
@@ -208,6 +239,7 @@ class MaskUpdater:
             batch_size, padding, autocast: as :func:`hmg_gpu.models.predict.predict_logits`.
             check: look at the values before returning, which waits for the device; False: at the next call, or when
                 the result is read.
+            at: how many epochs after the first update lie behind, and how many there are in all; PAL's pool follows it.
             progress: called with the number of images of each batch.
 
         Returns:
@@ -232,17 +264,23 @@ class MaskUpdater:
         with undisturbed(net, self.device, ranks):
             planes = torch.zeros(self.masks.shape, dtype=torch.uint8, device=self.device)
             counts = torch.zeros(len(self), COLUMNS, dtype=torch.int64, device=self.device)
+            labels = None if self.labels is None else torch.zeros_like(self.labels)
             with closing(predict_logits(Head(net, output, head), self.data, rows=rows, **settings)) as parts:
                 for index, values in parts:
                     there = self._selection.on_device(index)
-                    planes[there], counts[there] = self._correct(index, values, level, output)
+                    planes[there], counts[there], evolved = self._correct(index, values, level, output, at)
+                    if labels is not None:
+                        labels[there] = evolved
                     if progress is not None:
                         progress(len(index))
             if ranks > 1:  # every row was written by one rank, the others hold zeros there
-                distributed.all_reduce(planes)
-                distributed.all_reduce(counts)
-            before = self.masks
-            self.masks = torch.where(is_fault(counts, output), before, planes & HYBRID > 0)
+                for part in (planes, counts) if labels is None else (planes, counts, labels):
+                    distributed.all_reduce(part)
+            before, fault = self.masks, is_fault(counts, output)
+            self.masks = torch.where(fault, before, planes & HYBRID > 0)
+            if labels is not None:
+                self.labels = torch.where(fault, self.labels, labels)
+                self.active = torch.where(fault, self.active, counts[:, ACTIVE] > 0)
             changes = self._changes(self.data, self.initial, before, self.masks, planes, counts, output)
         if check:
             self._look(changes, len(self))
@@ -257,6 +295,7 @@ class MaskUpdater:
         head: int | None = None,
         threshold: float = 0.5,
         check: bool = True,
+        at: tuple[int, int] = (0, 1),
     ) -> MaskChanges:
         """Correct the masks of one image or of a batch by a prediction that the caller made.
 
@@ -266,7 +305,7 @@ class MaskUpdater:
             prediction: float, or bool after a threshold: [h, w], [b, h, w] or [b, 1, h, w], from the image's top left
                 corner and at least of its size; up to 64 pixels of padding are cut off.
             output: as :meth:`update`; a function is called with ``prediction``.
-            head, threshold, check: as :meth:`update`.
+            head, threshold, check, at: as :meth:`update`.
 
         Returns:
             What changed; its ``masks`` are the new masks in the shape of the prediction. Local to this process: under
@@ -281,11 +320,14 @@ class MaskUpdater:
             values = single(prediction, output, head)
             shape = values.shape
             values = self._selection.planes(index, values.detach())
-            planes, counts = self._correct(index, values, level, output)
+            planes, counts, labels = self._correct(index, values, level, output, at)
             there = self._selection.on_device(index)
-            before = self.masks[there]
-            after = torch.where(is_fault(counts, output), before, planes & HYBRID > 0)
+            before, fault = self.masks[there], is_fault(counts, output)
+            after = torch.where(fault, before, planes & HYBRID > 0)
             self.masks[there] = after
+            if labels is not None:
+                self.labels[there] = torch.where(fault, self.labels[there], labels)
+                self.active[there] = torch.where(fault, self.active[there], counts[:, ACTIVE] > 0)
             part = ImageSet([], self.data.images[:0], self.data.sizes[there], self._selection.points(index))
             changes = self._changes(part, self.initial[there], before, after, planes, counts, output)
             like = torch.zeros(len(index), *shape[-2:], device=self.device)
@@ -296,43 +338,44 @@ class MaskUpdater:
             self._look(changes, len(index))
         return changes
 
-    def _correct(self, index: list[int], values: Tensor, level: float, output: Output) -> tuple[Tensor, Tensor]:
-        """Planes uint8 [b, H, W] (bits HYBRID and PREDICTION) and counts int64 [b, COLUMNS] of some images."""
+    def _correct(
+        self, index: list[int], values: Tensor, level: float, output: Output, at: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of some images: planes uint8 [b, H, W] (bits HYBRID and PREDICTION), counts int64 [b, COLUMNS], and the
+        labels uint8 [b, H, W] of a rule that evolves."""
         there = self._selection.on_device(index)
         size = self.data.sizes[there]  # [b, 2]
-        inside = valid_area(size, values)
-        if values.dtype == torch.bool:
-            prediction = values & inside
-            non_finite = outside = positive = torch.zeros_like(size[:, 0])
-        else:
-            prediction = (values > level) & inside  # NaN is background
-            non_finite = (~values.isfinite() & inside).sum((1, 2))
-            slack = 0.0 if output == "logits" else SLACK
-            outside = (((values < -slack) | (values > 1 + slack)) & inside).sum((1, 2))
-            positive = ((values > 0) & inside).sum((1, 2))
-        ignored = torch.zeros_like(outside, dtype=torch.bool)
-        if self.guard is not None:
-            ignored = prediction.sum((1, 2)) > self.guard * size.prod(1)
-            prediction = prediction & ~ignored[:, None, None]
+        prediction, ignored, counts = judge(values, size, level, output, self.guard)
         probability, threshold = None, level
-        if self.rule.soft:
+        if self.rule.by_probability:
             plain = output != "logits" or values.dtype == torch.bool
             probability = values.float() if plain else values.sigmoid()
             threshold = level if plain else 1 / (1 + math.exp(-level))
+        current = self.masks[there]
+        state = None if self.labels is None else State(self.labels[there], self.active[there])
         evidence = Evidence(
             prediction,
             self._selection.points(index),
             size,
             self.initial[there],
-            self.masks[there],
+            current,
             probability,
             None if self._soft is None else self._soft[there],
             threshold,
+            state,
+            at,
         )
-        hybrid = self.rule.correct(evidence)
-        hybrid = torch.where(ignored[:, None, None], self.masks[there], hybrid)
+        kept = ignored[:, None, None]
+        if state is None:
+            labels = None
+            hybrid = torch.where(kept, current, self.rule.correct(evidence))
+        else:
+            labels, active = self.rule.evolve(evidence)
+            labels, active = torch.where(kept, state.labels, labels), torch.where(ignored, state.active, active)
+            counts[:, ACTIVE], counts[:, ENTERED] = active, active & ~state.active
+            hybrid = to_masks(labels)
         planes = hybrid.to(torch.uint8) * HYBRID + prediction.to(torch.uint8) * PREDICTION
-        return planes, torch.stack((non_finite, outside, positive, ignored.long()), dim=1)
+        return planes, counts, labels
 
     def _changes(
         self,
@@ -406,38 +449,22 @@ class MaskUpdater:
             raise InputError(f"export: expected a folder or a list to fill, got {type(folder).__name__}")
         rank, ranks = meet("export")
         if rank == 0:
-            masks = self.masks.cpu().numpy()
-            sizes = self.data.host_sizes.tolist()
-
-            def write(row: int) -> None:
-                height, width = sizes[row]
-                write_mask(os.path.join(folder, f"{self.data.names[row]}.png"), masks[row, :height, :width])
-
-            for _ in map_files(write, range(len(self))):
-                pass
+            write_masks(folder, self.data, self.masks)
         if ranks > 1:
             distributed.barrier()
 
     def as_list(self) -> list[np.ndarray]:
         """The current masks as float32 [h, w] of 0 and 1, one array an image, in the order of the set."""
         self._check_fault()
-        masks = self.masks.cpu().numpy()
-        sizes = self.data.host_sizes.tolist()
-        return [masks[row, :height, :width].astype(np.float32) for row, (height, width) in enumerate(sizes)]
+        return list_masks(self.data, self.masks)
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an update depends on; loads with ``weights_only=True``. As in torch, tensors are not copied."""
         self._check_fault()
-        state = {
-            "names": list(self.data.names),
-            "settings": self._settings(),
-            "points": self.data.points,
-            "initial": self.initial,
-            "masks": self.masks,
-        }
-        return state if self._soft is None else state | {"soft": self._soft}
+        known = {"names": list(self.data.names), "settings": self._settings(), "points": self.data.points}
+        return known | self._tensors()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
@@ -446,43 +473,14 @@ class MaskUpdater:
             InputError: it belongs to other images, points, another maker, rule or settings, or is no such state;
                 nothing is changed then.
         """
-        wanted = {"names": None, "settings": None, "points": None, **self._tensors()}
-        if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
-            raise InputError("state: expected what MaskUpdater.state_dict() gives; the names in it are others")
-        mine = self._settings()
-        if state["settings"] != mine:
-            known = {*state["settings"], *mine}
-            name = min(key for key in known if state["settings"].get(key) != mine.get(key))
-            if "rule" not in state["settings"]:
-                raise InputError("state: from an older layout of this library; make the updater's masks anew")
-            raise InputError(
-                f"state: its {name} is {state['settings'].get(name)}, this updater's {mine.get(name)}; use the same"
-            )
-        if state.keys() != wanted.keys():
-            raise InputError("state: expected what MaskUpdater.state_dict() gives; the names in it are others")
-        if state["names"] != self.data.names:
-            raise InputError(
-                f"state: belongs to {len(state['names'])} other images, this updater has {len(self)}; "
-                "load the same split in the same order"
-            )
-        if not torch.equal(state["points"].to(self.device), self.data.points):
-            raise InputError("state: the points are others; load the same point labels")
-        for name, mask in self._tensors().items():
-            value = state[name]
-            if value.dtype != mask.dtype or value.shape != mask.shape:
-                raise InputError(
-                    f"state: {name} is {value.dtype} {list(value.shape)}, expected {mask.dtype} {list(mask.shape)}; "
-                    "the images have changed"
-                )
-        taken = {
-            name: state[name].to(self.device, copy=True, memory_format=torch.contiguous_format)
-            for name in self._tensors()
-        }
+        taken = take_state(state, self._settings(), self.data, self._tensors())
         self.initial, self.masks, self._soft = taken["initial"], taken["masks"], taken.get("soft")
+        self.labels, self.active = taken.get("labels"), taken.get("active")
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {"initial": self.initial, "masks": self.masks}
-        return tensors if self._soft is None else tensors | {"soft": self._soft}
+        names = {"initial": self.initial, "masks": self.masks, "soft": self._soft}
+        names |= {"labels": self.labels, "active": self.active}
+        return {name: value for name, value in names.items() if value is not None}
 
     def _settings(self) -> dict[str, Any]:
         return {"masks": self.maker.about(), "rule": self.rule.about(), "guard": self.guard}

@@ -7,14 +7,46 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks import Evidence, Rule
 from hmg_gpu.models.foreign import Output
 from hmg_gpu.plain.components import connected_components
 from hmg_gpu.plain.update import near_a_point
 
 HYBRID, PREDICTION = 1, 2  # bits of a plane
-NON_FINITE, OUTSIDE, POSITIVE, IGNORED = range(4)  # columns of the counts
-COLUMNS = 4
+NON_FINITE, OUTSIDE, POSITIVE, IGNORED, ACTIVE, ENTERED = range(6)  # columns of the counts
+COLUMNS = 6
+SLACK = 0.01  # by which probabilities may leave 0 to 1: rounding, as of a resize in bfloat16
+
+
+def judge(
+    values: Tensor, sizes: Tensor, level: float, output: Output, guard: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the network takes for target, and what is to be said about its values.
+
+    Args:
+        values: bool or float [b, H, W]. sizes: int64 [b, 2]. level: above it is target; NaN never is.
+        guard: a prediction that covers a larger share of its image is ignored.
+
+    Returns:
+        bool [b, H, W], the prediction; bool [b], the images where it is ignored, and empty; int64 [b, COLUMNS].
+    """
+    inside = valid_area(sizes, values)
+    counts = sizes.new_zeros(len(values), COLUMNS)
+    if values.dtype == torch.bool:
+        prediction = values & inside
+    else:
+        prediction = (values > level) & inside
+        slack = 0.0 if output == "logits" else SLACK
+        counts[:, NON_FINITE] = (~values.isfinite() & inside).sum((1, 2))
+        counts[:, OUTSIDE] = (((values < -slack) | (values > 1 + slack)) & inside).sum((1, 2))
+        counts[:, POSITIVE] = ((values > 0) & inside).sum((1, 2))
+    ignored = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    if guard is not None:
+        ignored = prediction.sum((1, 2)) > guard * sizes.prod(1)
+        prediction = prediction & ~ignored[:, None, None]
+    counts[:, IGNORED] = ignored
+    return prediction, ignored, counts
 
 
 def is_fault(counts: Tensor, output: Output) -> Tensor:
@@ -34,6 +66,7 @@ class MaskChanges:
         erased: predicted components that FAF erased.
         retrieved: targets (components of the initial masks) that no kept prediction touches, brought back by MDR.
         ignored: images whose prediction the guard refused.
+        entered: images that waited and are trained on from now on (PAL).
         non_finite: predicted pixels that are NaN or infinite (NaN counts as background).
         masks: float32 0 and 1 in the shape of the prediction (``update_one`` only); on the device, never read.
 
@@ -73,7 +106,11 @@ class MaskChanges:
             fault, *counts = torch.cat((self._fault[None].long(), self._counts.sum(0))).tolist()
             if fault:
                 self._refuse()
-            self._values = {"ignored": counts[IGNORED], "non_finite": counts[NON_FINITE]}
+            self._values = {
+                "ignored": counts[IGNORED],
+                "entered": counts[ENTERED],
+                "non_finite": counts[NON_FINITE],
+            }
         if name not in self._values:  # components are looked for only when somebody asks about them
             found = connected_components(self.prediction)
             kept = near_a_point(found, self._points, self._rule.radius, self._sizes)
@@ -104,10 +141,15 @@ class MaskChanges:
         return self._read("ignored")
 
     @property
+    def entered(self) -> int:
+        return self._read("entered")
+
+    @property
     def non_finite(self) -> int:
         return self._read("non_finite")
 
     def __str__(self) -> str:
         text = f"{self.pixels} pixels changed, {self.erased} components erased, {self.retrieved} targets brought back"
         text += f", {self.ignored} predictions ignored" if self.ignored else ""
+        text += f", {self.entered} images entered the pool" if self.entered else ""
         return text + (f", {self.non_finite} predicted pixels not finite" if self.non_finite else "")

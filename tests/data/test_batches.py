@@ -14,7 +14,7 @@ from tiny import POISON, SIZES, tiny_set
 
 from hmg_gpu.data import ImageSet
 from hmg_gpu.data import batches as module
-from hmg_gpu.data.batches import PLAN, batches, cut_crops, draw_epoch, mix_seed
+from hmg_gpu.data.batches import PLAN, batches, cut_crops, draw_epoch, mix_seed, to_targets
 
 
 @pytest.fixture(autouse=True, params=["slices", "gather"])
@@ -286,6 +286,36 @@ def test_crops_around_points_are_a_function_of_seed_and_epoch() -> None:
     before = points.clone()
     draw(1, 1, 1.0)
     assert torch.equal(points, before)
+
+
+def test_some_images_alone_are_drawn() -> None:
+    """Each once an epoch; all of them in their order are drawn as if nobody had said so."""
+    sizes, points = torch.tensor(SIZES), tiny_set().points
+    settings = {"seed": 3, "positive": 0.5, "points": points}
+    for images in ([0, 2, 5], [4], [1, 3, 2, 0]):
+        plan = draw_epoch(sizes, 3, 20, epoch=1, images=torch.tensor(images), **settings)
+        drawn = plan[:, :, 0].flatten().tolist()
+        assert len(plan) == -(-len(images) // 3) and sorted(drawn[: len(images)]) == sorted(images)
+        assert ((plan[:, :, 1:3] >= 0) & (plan[:, :, 1:3] <= (sizes[plan[:, :, 0]] - 20).clamp(min=0))).all()
+        other = draw_epoch(sizes, 3, 20, epoch=1, images=torch.tensor(images), **settings | {"seed": 4})
+        assert not torch.equal(plan, other)
+    every = torch.arange(len(sizes))
+    for epoch in range(3):
+        whole = draw_epoch(sizes, 4, 20, epoch=epoch, **settings)
+        assert torch.equal(draw_epoch(sizes, 4, 20, epoch=epoch, images=every, **settings), whole)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gathered"])
+def test_soft_labels_are_cut_as_masks_are(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_set()
+    if device == "gathered":  # the path of an accelerator
+        monkeypatch.setattr("hmg_gpu.data.batches.can_read", lambda _: False)
+    plan = draw_epoch(data.sizes, 6, 40, seed=1, epoch=0)[0]
+    labels = data.masks.to(torch.uint8) * 7
+    images, cut = cut_crops(data, labels, plan, 40)
+    expected, masks = cut_crops(data, data.masks, plan, 40)
+    assert torch.equal(images, expected) and cut.dtype == torch.uint8 and torch.equal(cut, masks * 7)
+    assert torch.equal(to_targets(cut), masks * torch.tensor(7 / 255)) and torch.equal(to_targets(masks), masks.float())
 
 
 def test_mix_seed() -> None:

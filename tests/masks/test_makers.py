@@ -17,7 +17,24 @@ from torch import Tensor
 
 from hmg_gpu import HMGError, MaskUpdater
 from hmg_gpu.data import ImageSet, write_mask
-from hmg_gpu.masks import MAKERS, RULES, Folder, Learned, Maker, Pmg, Rule, Soft, Union, make_maker, make_rule
+from hmg_gpu.masks import (
+    MAKERS,
+    RULES,
+    Folder,
+    Learned,
+    Lelcm,
+    Lesps,
+    Maker,
+    Pal,
+    PalMaker,
+    Pmg,
+    Points,
+    Rule,
+    Soft,
+    Union,
+    make_maker,
+    make_rule,
+)
 from hmg_gpu.masks.makers import learned as learned_maker
 from hmg_gpu.masks.makers import pmg as pmg_maker
 from hmg_gpu.masks.student import Student, StudentSettings, train_student
@@ -58,7 +75,7 @@ class Squares(Maker):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("magic", ("masks 'magic'", "one of pmg, learned, folder", "NAME:ARGUMENT")),
+        ("magic", ("masks 'magic'", "one of pmg, learned, folder, points, pal", "NAME:ARGUMENT")),
         ("", ("masks ''", "one of pmg, learned, folder")),
         ("PMG", ("masks 'PMG'",)),
         ("magic:extent=8", ("masks 'magic:extent=8'",)),
@@ -169,11 +186,20 @@ def test_about_is_json_and_equal_for_equal_makers(student: Student) -> None:
         lambda: Learned(pmg=Pmg(8)),
         lambda: Folder("a"),
         lambda: Folder("b"),
+        Points,
+        PalMaker,
+        lambda: PalMaker(low=30),
         Squares,
         lambda: Union(30),
         lambda: Union(20),
         lambda: Soft(),
         lambda: Soft(weight=0.6),
+        lambda: Lesps(),
+        lambda: Lesps(base=0.4),
+        lambda: Pal(),
+        lambda: Pal(decay=0.9),
+        lambda: Lelcm(),
+        lambda: Lelcm(contrast=0.4),
     ]
     seen = []
     for make in makers:

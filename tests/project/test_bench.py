@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import peers, student
+from bench import peers, rules, student
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -147,6 +147,36 @@ def test_plots_of_sweeps(tmp_path: Path) -> None:
     figures = run_case(case, seconds=0)
     (path,) = write_plots(tmp_path, [case], {"figures": figures, "exponents": exponents(figures)})
     assert path.name == "throughput-made-up.png" and Image.open(path).size[0] > 800
+
+
+def test_rules_of_evolution_are_timed_where_they_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        arguments = [
+            "--sets",
+            "--scenes",
+            "3",
+            "--batch",
+            "8",
+            "--seconds",
+            "0",
+            "--json",
+            str(tmp_path / "rules.json"),
+        ]
+        assert rules.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads((tmp_path / "rules.json").read_text())["rows"]
+    assert [row["rule"] for row in rows] == rules.EVOLVING and "3 targets" in capsys.readouterr().out
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["loop"] / row["ours"]) and 16 <= row["regions"] <= 48
+
+
+def test_a_rule_that_differs_from_its_loop_shows_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = rules.reference_rules.lesps
+    monkeypatch.setattr(rules.reference_rules, "lesps", lambda label, probability: plain(label, probability) ^ 1)
+    row = rules.compare(rules.crowd(2), "lesps", 8, 0)
+    assert "ratio" not in row and "ours" not in row
 
 
 # ---- students -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from hmg_gpu.common.errors import HMGError, InputError
@@ -64,6 +65,10 @@ class Maker(Configured, ABC):
     def probabilities(self, data: ImageSet) -> Tensor:
         """What lies behind the masks: float32 [N, H, W], at least 0.5 where they are True; here 0 and 1."""
         return self.masks(data).float()
+
+    def settled(self, data: ImageSet) -> Tensor:
+        """The images whose masks are good enough to start training on: bool [N]; here all. Only rule pal asks."""
+        return torch.ones(len(data), dtype=torch.bool, device=data.images.device)
 
     def knows_each(self, data: ImageSet) -> bool:
         """Whether :meth:`each` works for these images."""
