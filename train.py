@@ -138,7 +138,9 @@ def tell(
 def begin(options: argparse.Namespace, training: Training, screen: Screen, console: Console) -> None:
     """Take up the state of a resumed run, or note the settings of a new one."""
     if options.resume:
-        training.resume()
+        training.resume(changed_data=options.changed_data)
+        for text in training.data_changed:
+            console.print(Text(f"the data changed since the run began: {text}", "yellow"), soft_wrap=True)
         training.team.first(lambda: screen.forget_after(training.stage, training.epoch))
         place = f"stage {training.stage + 1}, epoch {training.epoch + 1}, step {training.step}"
         console.print(f"resumed at {place}")
@@ -187,6 +189,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser, Settings, unset=True)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATASET-MODEL-seedN)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its settings")
+    text = "with --resume: go on with points or pixels that changed since the run began; results say so"
+    parser.add_argument("--changed-data", action="store_true", help=text)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     return parser.parse_args(arguments)

@@ -13,6 +13,7 @@ from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union
 from hmg_gpu.models import MODEL_HELP
 from hmg_gpu.models.network import Network, load_network
 from hmg_gpu.models.predict import PADDINGS
+from hmg_gpu.models.views import VIEWS
 
 
 def add_mask_options(parser: argparse.ArgumentParser, *, several: bool = False, extent: str | None = None) -> None:
@@ -38,6 +39,8 @@ def add_network_options(parser: argparse.ArgumentParser, *, required: bool = Fal
     text = "auto (the checkpoint's, else the data's), a data set's name such as SIRST3, or MEAN,STD"
     parser.add_argument("--normalisation", default="auto", help=text)
     parser.add_argument("--padding", default="least", choices=PADDINGS, help="lesps for published LESPS weights")
+    text = "average predictions over so many mirrored views; takes as many times as long (default: %(default)s)"
+    parser.add_argument("--views", type=int, choices=VIEWS, default=1, help=text)
     text = "probability above which a pixel is target (default: %(default)s)"
     parser.add_argument("--threshold", type=float, default=0.5, help=text)
 
@@ -68,7 +71,7 @@ def make_network(
     """The network of --checkpoint, or None; ``own`` gives the images' normalisation where nothing else does."""
     if options.checkpoint is None:
         return None
-    names = ("normalisation", "padding", "threshold", "model")
+    names = ("normalisation", "padding", "threshold", "model", "views")
     settings = {name: getattr(options, name) for name in names}
     return load_network(options.checkpoint, own, device=device, **settings)
 

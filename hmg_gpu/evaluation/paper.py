@@ -329,7 +329,7 @@ class Report:
         """One measured row beside the paper's: that of the same network where there is one, else of another."""
         known = next((record for record in paper_numbers()["tables"] if record["table"] == table), None)
         columns = columns or known["columns"]
-        model = type(network.model).__name__ if network else our_model
+        model = network.title if network else our_model
         theirs = (
             [] if known is None else [record for record in known["rows"] if record["row"] == row and dataset in record]
         )

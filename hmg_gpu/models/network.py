@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import NORMALISATION, ImageSet
 from hmg_gpu.models.predict import predict
+from hmg_gpu.models.views import Views
 from hmg_gpu.models.weights import load_model
 
 
@@ -40,12 +41,23 @@ class Network:
         """(mean, std) of the images that it was trained on."""
         return self.inference["mean"], self.inference["std"]
 
+    @property
+    def title(self) -> str:
+        """The class of the network itself."""
+        return type(self.model.model if isinstance(self.model, Views) else self.model).__name__
+
+    @property
+    def views(self) -> int:
+        """Over how many views of an image predictions are averaged."""
+        return self.model.count if isinstance(self.model, Views) else 1
+
     def about(self) -> dict[str, Any]:
         """What a result says about the network that it comes from."""
         trained = {key: self.trained.get(key) for key in ("dataset", "settings", "stage", "epoch", "versions")}
         return {
             "checkpoint": self.path,
-            "model": type(self.model).__name__,
+            "model": self.title,
+            "views": self.views,
             "threshold": self.threshold,
             "normalisation": list(self.normalisation),
             "padding": self.inference["padding"],
@@ -62,6 +74,7 @@ def load_network(
     threshold: float = 0.5,
     device: str | torch.device = "cpu",
     model: str | None = None,
+    views: int = 1,
 ) -> Network:
     """A network from a weights file, ready to run.
 
@@ -72,12 +85,14 @@ def load_network(
         padding: "least", or "lesps" for weights trained with LESPS.
         threshold: probability above which a pixel is target.
         model: the network's name; None: as the file says, see :func:`hmg_gpu.models.weights.load_model`.
+        views: mirrored views over which predictions are averaged, see :class:`hmg_gpu.models.views.Views`.
     """
     if not 0 < threshold < 1:
         raise InputError(f"threshold {threshold}: expected a probability between 0 and 1")
     network, description = load_model(path, model)
     mean, std = choose_normalisation(normalisation, description, own)
     inference = {"mean": mean, "std": std, "padding": padding}
+    network = Views(network, views) if views != 1 else network
     return Network(network.to(device), inference, threshold, str(path), description)
 
 

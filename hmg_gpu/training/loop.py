@@ -8,6 +8,7 @@ Several processes (a :class:`~hmg_gpu.common.parallel.Team`) make the same calls
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from hmg_gpu.common.parallel import ALONE, Team
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.common.tensors import to_device
 from hmg_gpu.data.batches import draw_epoch, mix_seed
+from hmg_gpu.data.record import record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
@@ -32,7 +34,7 @@ from hmg_gpu.models.checkpoints import MODEL_PREFIX, read_description, read_tens
 from hmg_gpu.models.predict import predict
 from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
-from hmg_gpu.training.state import check_labels, check_state, keep_previous
+from hmg_gpu.training.state import TRAINED, check_data, check_labels, check_state, check_trained, keep_previous
 from hmg_gpu.training.step import TrainingStep, check_step, in_channels_last, synchronised
 from hmg_gpu.updater import MaskUpdater
 from hmg_gpu.updater.report import MaskChanges
@@ -104,6 +106,7 @@ class Training:
         self.over = False  # whether stage 1 ends before its epochs do, see Settings.start
         self.results: dict[str, Any] = {}
         self.warned: list[str] = []
+        self.data_changed: list[str] = []  # since the run began, in words
         self.updater: MaskUpdater | None = None
         if settings.supervision == "points":
             self.updater = MaskUpdater(train, self._maker(), settings.correction(), guard=None)
@@ -111,6 +114,7 @@ class Training:
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu()
+        self._record = record_of(train, self.masks)
         self._new_network()
 
     def _maker(self) -> Maker:
@@ -281,7 +285,7 @@ class Training:
         self._share_statistics()
         at = (self.epoch if self.stage else 0, max(1, self.settings.epochs[1]))
         how = {"head": -1, "autocast": self.settings.bf16, "at": at, "check": False}
-        changes = self.updater.update(self.model, "logits", **how)
+        changes = self.updater.update(self.network, "logits", **how)
         self._tell_pool("images are trained on from now on")
         return changes
 
@@ -296,11 +300,13 @@ class Training:
         self._share_statistics()
         # The statistics of the training set belong to the network and are used on the test set, too.
         normalisation = {"mean": self.train.mean, "std": self.train.std}
-        return predict(self.model, data, autocast=self.settings.bf16, team=self.team, **normalisation)
+        return predict(self.network, data, autocast=self.settings.bf16, team=self.team, **normalisation)
 
     def _share_statistics(self) -> None:
         """The running statistics of batch norm are rank 0's on all ranks; while training, nothing depends on them."""
         self.team.same(self.model.buffers())
+        if self.averaged is not None:
+            self.team.same(self.averaged.buffers())
 
     def _evaluate(self, *, final: bool) -> None:
         if self.test is None or self.test.masks is None or len(self.test) == 0:
@@ -335,6 +341,11 @@ class Training:
 
     # --- state ---
 
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts: the trained one, or the moving average of its weights."""
+        return self.model if self.averaged is None else self.averaged
+
     def _new_network(self) -> None:
         torch.manual_seed(mix_seed(self.settings.seed, 1000 + self.stage))
         bias = self.settings.output_bias
@@ -344,6 +355,7 @@ class Training:
         self.model: nn.Module = model.to(memory_format=torch.channels_last) if channels_last else model
         with torch.no_grad():
             self.team.same(self.model.state_dict().values())
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval() if self.settings.average else None
         self._new_optimizer()
 
     def _new_optimizer(self) -> None:
@@ -357,6 +369,8 @@ class Training:
             bf16=settings.bf16,
             way=settings.step,
             team=self.team,
+            averaged=self.averaged,
+            keep=settings.average,
         )
         self.optimizer = self.training_step.optimizer
 
@@ -374,6 +388,7 @@ class Training:
             "over": self.over,
             "results": self.results,
             "warned": self.warned,
+            "data_changed": self.data_changed,
             "versions": provenance(),
         }
 
@@ -384,13 +399,15 @@ class Training:
         self.team.first(lambda: self._write(name, None if weights_only else totals))
 
     def _write(self, name: str, totals: Tensor | None) -> None:
-        tensors = {MODEL_PREFIX + key: value for key, value in self.model.state_dict().items()}
+        tensors = {MODEL_PREFIX + key: value for key, value in self.network.state_dict().items()}
+        if self.averaged is not None and totals is not None:
+            tensors |= {TRAINED + key: value for key, value in self.model.state_dict().items()}
         if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
             raise HMGError(f"the weights are no longer finite; {self.folder / name} keeps the last good ones")
         if totals is not None:
             for number, state in self.optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-            tensors["totals"] = totals
+            tensors |= self._record | {"totals": totals}
             tensors["masks.current"] = self.masks
             if self.updater is not None and self.updater.rule.evolves:
                 tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
@@ -398,8 +415,12 @@ class Training:
             keep_previous(self.folder / name)
         save_checkpoint(self.folder / name, tensors, self.describe())
 
-    def resume(self) -> None:
+    def resume(self, *, changed_data: bool = False) -> None:
         """Take up the state that ``save`` wrote; it may have been another number of processes.
+
+        Args:
+            changed_data: go on where points, pixels or initial masks are others than those that the run began with;
+                results say so.
 
         Raises:
             InputError: there is none, or it belongs to other data or settings.
@@ -419,6 +440,7 @@ class Training:
         ):
             if value != ours:
                 raise InputError(f"{path}: {_difference(key, value, ours)}; resume with the run's own")
+        changed = check_data(path, tensors, self._record, go_on=changed_data)
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
@@ -426,18 +448,24 @@ class Training:
             )
         masks = tensors["masks.current"].to(self.device)
         if description["stage"] == 0 and not torch.equal(masks, self.masks):
-            raise InputError(
-                f"{path}: the initial masks are others than those that the run began with; resume with the same "
-                "points, images and version of this program"
-            )
+            if not changed:
+                raise InputError(
+                    f"{path}: the initial masks are others than those that the run began with; resume with the same "
+                    "version of this program"
+                )
+            masks = self.masks
         check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
         evolves = self.updater is not None and self.updater.rule.evolves
         if evolves:
             check_labels(path, tensors)
+        trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.over = description["over"]
         self.results, self.warned = description["results"], description["warned"]
-        load_weights(self.model, path)
+        self.data_changed = description["data_changed"] + changed
+        load_weights(self.network, path)
+        if trained is not None:
+            self.model.load_state_dict(trained)
         parameters = self.optimizer.param_groups[0]["params"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

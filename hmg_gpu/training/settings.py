@@ -67,6 +67,13 @@ class Settings:
         0.0, "share of the crops that are placed around a point, the others anywhere (the paper: 0)", least=0, most=1
     )
     learning_rate: float = setting(1e-3, "of Adam, annealed by a cosine to 0 over each stage", above=0)
+    average: float = setting(
+        0.0,
+        "exponential moving average of the weights: the share kept at each step, such as 0.99; the averaged network "
+        "corrects the masks, is tested and saved (the paper: 0, none)",
+        least=0,
+        below=1,
+    )
     bf16: bool = setting(False, "autocast to bfloat16")
     step: str = setting("eager", "eager, compile (torch.compile) or graph (CUDA graph)", choices=WAYS)
     seed: int = setting(0, "of weights, crops and students")

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_beside
+from hmg_gpu.data.record import NAMES, differences
 from hmg_gpu.masks import to_masks
 from hmg_gpu.models.checkpoints import quote, read_description, write_sidecar
 
+TRAINED = "trained."  # the weights that are trained, where those that predict are their average
 PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
 
 
@@ -41,7 +43,8 @@ def check_state(
     require(description["stage"] <= 2, "stage")
     require(type(description["over"]) is bool, "over")
     warned, results = description["warned"], description["results"]
-    require(isinstance(warned, list) and all(isinstance(text, str) for text in warned), "warned")
+    for name, texts in (("warned", warned), ("data_changed", description["data_changed"])):
+        require(isinstance(texts, list) and all(isinstance(text, str) for text in texts), name)
     require(isinstance(results, dict), "results")
     rows = [row for name, row in results.items() if name != "masks"]
     masks = results.get("masks", {})
@@ -79,6 +82,49 @@ def check_labels(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _require(path: Path, good: bool, what: str) -> None:
     if not good:
         raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
+
+
+def check_trained(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights in a state whose network is their moving average, by the names of the network.
+
+    Raises:
+        InputError: they are not those of the network.
+    """
+    found = {name.removeprefix(TRAINED): value for name, value in tensors.items() if name.startswith(TRAINED)}
+    _require(path, found.keys() == targets.keys(), "the trained network")
+    for name, target in targets.items():
+        value = found[name]
+        good = value.shape == target.shape and value.dtype == target.dtype
+        good &= not value.is_floating_point() or bool(value.isfinite().all())
+        _require(path, good, quote(TRAINED + name))
+    return found
+
+
+def check_data(path: Path, tensors: Mapping[str, Tensor], mine: Mapping[str, Tensor], *, go_on: bool) -> list[str]:
+    """What differs between the data of a state and the present data, in words.
+
+    Args:
+        tensors: of the state, with the record that :func:`hmg_gpu.data.record.record_of` made.
+        mine: the present record.
+        go_on: do not refuse points, pixels or initial masks that differ; the images must be the same.
+
+    Raises:
+        InputError: something differs, or the state holds no record.
+    """
+    _require(path, tensors.keys() >= mine.keys(), "the record of its data")
+    try:
+        found = differences(tensors, mine)
+    except (ValueError, RuntimeError):
+        found = None
+    _require(path, found is not None, "the record of its data")
+    same_images = torch.equal(tensors[NAMES], mine[NAMES])
+    if found and not (go_on and same_images):
+        cure = "; to go on nevertheless, add --changed-data" if same_images else ""
+        raise InputError(
+            f"{path}: the data changed since the run began: {'; '.join(found)}; resume with the same data, or train "
+            f"anew{cure}"
+        )
+    return found
 
 
 def keep_previous(path: str | os.PathLike) -> None:

@@ -51,6 +51,8 @@ class TrainingStep:
         bf16: autocast to bfloat16.
         way: one of ``WAYS``.
         team: the ranks that share each batch.
+        averaged: a copy of the network that becomes the moving average of its weights; None: none is kept.
+        keep: the share of the average that each step keeps.
 
     Attributes:
         optimizer: fused Adam.
@@ -72,11 +74,14 @@ class TrainingStep:
         bf16: bool = False,
         way: str = "eager",
         team: Team = ALONE,
+        averaged: nn.Module | None = None,
+        keep: float = 0.0,
     ):
         self.device = data.images.device
         check_step(way, loss, self.device, team)
         self.model, self.data, self.patch_size, self.loss, self.bf16 = model, data, patch_size, loss, bf16
         self.way, self.team = way, team
+        self._average = None if averaged is None else _Average(averaged, model, keep)
         self.network = torch.compile(model, dynamic=False) if way == "compile" else model
         graph = way == "graph"
         # A graph holds addresses: its learning rate is a tensor, and Adam counts its steps on the device.
@@ -146,6 +151,8 @@ class TrainingStep:
             loss.backward()
             self.team.add(self._gradients.div_(self.team.ranks))
         self.optimizer.step()
+        if self._average is not None:
+            self._average.step()
         with torch.no_grad():
             prediction = last_head(output) > 0
             counts = (
@@ -156,6 +163,23 @@ class TrainingStep:
                 torch.full_like(loss, prediction.numel()),
             )
             self.totals += torch.stack([count.double() for count in counts])
+
+
+class _Average:
+    """Moves one network's weights and running statistics towards another's, all at once."""
+
+    def __init__(self, averaged: nn.Module, model: nn.Module, keep: float):
+        self.keep = keep
+        pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        averages, weights = map(list, zip(*self.floats, strict=True))
+        torch._foreach_lerp_(averages, weights, 1 - self.keep)
+        for average, counter in self.counters:
+            average.copy_(counter)
 
 
 def check_step(way: str, loss: str, device: torch.device, team: Team = ALONE) -> None:

@@ -109,7 +109,7 @@ def test_a_full_disk_does_not_crash_the_hdf5_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("stage", 3), ("stage", True), ("epoch", -1), ("epoch", "2"), ("step", 1.0), ("warned", [3]), ("warned", "x"),
+        ("stage", 3), ("stage", True), ("epoch", -1), ("epoch", "2"), ("step", 1.0), ("warned", [3]), ("warned", "x"), ("data_changed", [1]),
         ("results", []), ("results", {"stage 1": {"iou": 1}}), ("results", {"masks": [1]}), ("results", {"masks": 1e9}),
         ("totals", torch.zeros(4)), ("masks.current", torch.zeros(2)), ("optimizer.9.step", torch.zeros(())),
         ("optimizer.0.exp_avg", torch.zeros(3)), ("optimizer.0.other", torch.zeros(2)),
@@ -117,7 +117,7 @@ def test_a_full_disk_does_not_crash_the_hdf5_library(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_forged_states_of_a_run_are_refused(key: str, value: object) -> None:
     metrics = dict.fromkeys(("iou", "niou", "fa", "pixel_fa", "matched", "targets"), 0.5) | {"pd": math.nan}
-    state = {"stage": 1, "epoch": 2, "step": 3, "warned": ["x"]}
+    state = {"stage": 1, "epoch": 2, "step": 3, "warned": ["x"], "over": False, "data_changed": []}
     state |= {"results": {"stage 1": metrics, "masks": {"initial": metrics}}}
     tensors = {"totals": torch.zeros(5, dtype=torch.float64), "masks.current": torch.zeros(2, dtype=torch.bool)}
     tensors |= {"optimizer.0.step": torch.zeros(()), "optimizer.0.exp_avg": torch.zeros(2)}

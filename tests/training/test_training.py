@@ -74,7 +74,8 @@ def start(
 
 
 def weights(run: Training) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in run.model.state_dict().items()}
+    found = {name: value.clone() for name, value in run.model.state_dict().items()}
+    return found | {f"predicts.{name}": value.clone() for name, value in run.network.state_dict().items()}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -114,6 +115,8 @@ RESUMED = {
     "corrected every epoch": replace(BASE, update_every=1),
     "stage 2 from scratch": replace(BASE, stage2="scratch", save_every=1),
     "full supervision": replace(BASE, supervision="full"),
+    "averaged": replace(BASE, average=0.8),
+    "averaged, stage 2 from scratch": replace(BASE, average=0.8, stage2="scratch"),
 }
 
 
@@ -144,6 +147,8 @@ def uninterrupted(name: str, network: Callable[..., nn.Module]) -> tuple[dict[st
         ("stage 2 from scratch", small_network, (6,)),
         ("stage 2 from scratch", small_network, (8,)),
         ("full supervision", small_network, (5,)),
+        ("averaged", small_network, (2, 8)),
+        ("averaged, stage 2 from scratch", small_network, (5, 7)),
     ],
 )
 def test_a_stopped_run_ends_in_the_same_bits(
@@ -207,6 +212,49 @@ def test_dnanet_resumes_and_trains_every_head(tmp_path: Path) -> None:
     assert same(weights(run), expected)
 
 
+def test_a_run_goes_on_with_changed_points_where_it_is_asked_to(small: None, tmp_path: Path) -> None:
+    run, _ = start(BASE, tmp_path, stop_at=2)
+    with pytest.raises(StopRequest):
+        run.run()
+    moved = tiny_set()
+    moved.points[2, 1] += 1
+    again, _ = start(BASE, tmp_path, moved)
+    again.resume(changed_data=True)
+    assert torch.equal(again.masks, again.updater.initial)  # those of the points that it goes on with
+    again.run()
+    said = again.describe()["data_changed"]
+    assert said[0] == "1 points of 6 differ, first in train2" and len(said) == 2
+    finished, _ = start(BASE, tmp_path, moved)
+    finished.resume()  # of the data that it ended with
+    assert finished.data_changed == said
+
+
+@pytest.mark.parametrize("stage2", ["continue", "scratch"])
+def test_the_average_of_the_weights(stage2: str, small: None, tmp_path: Path) -> None:
+    """Moved at every step; it predicts, and is what other programs load."""
+    settings = replace(BASE, average=0.5, stage2=stage2)
+    run, _ = start(settings, tmp_path)
+    wanted = {name: value.clone() for name, value in run.model.state_dict().items()}
+    step = run.training_step
+
+    def stepped(masks: Tensor, plan: Tensor) -> None:
+        step(masks, plan)
+        for name, value in run.model.state_dict().items():
+            floating = value.is_floating_point()
+            wanted[name] = 0.5 * wanted[name] + 0.5 * value if floating else value.clone()
+
+    run.training_step = stepped
+    stepped.totals, stepped.set_rate = step.totals, step.set_rate
+    run.train_stage(1)
+    for name, value in run.network.state_dict().items():
+        assert torch.allclose(value, wanted[name], atol=1e-6), name
+    assert any(not torch.equal(a, b) for a, b in zip(run.model.parameters(), run.network.parameters(), strict=True))
+    run.correct()
+    saved = read_tensors(tmp_path / "stage1.safetensors")
+    assert all(torch.allclose(saved[f"model.{name}"], value, atol=1e-6) for name, value in wanted.items())
+    assert not any(name.startswith("trained.") for name in saved)
+
+
 def test_a_finished_run_resumes_to_its_results(small: None, tmp_path: Path) -> None:
     run, _ = start(replace(BASE, epochs=(1, 1)), tmp_path)
     results = run.run()
@@ -234,11 +282,16 @@ def test_resume_refuses(tmp_path: Path) -> None:
     other, _ = start(BASE, tmp_path, elsewhere)
     refused(other.resume, "last.safetensors", "its run had dataset = 'tiny', this one has 'NUAA-SIRST'")
     other, _ = start(BASE, tmp_path, tiny_set().subset([0, 1, 2]))
-    refused(other.resume, "last.safetensors", "holds masks [6, 48, 48]", "the images have changed")
+    refused(other.resume, "last.safetensors", "data changed", "list of images is another: 3 fewer (train3 ...)")
+    refused(lambda: other.resume(changed_data=True), "list of images is another")  # masks belong to images
     moved = tiny_set()
     moved.points[:, 1:] = (moved.points[:, 1:] + 9) % 20
     other, _ = start(BASE, tmp_path, moved)
-    refused(other.resume, "last.safetensors", "the initial masks are others", "same points")
+    refused(other.resume, "6 points of 6 differ, first in train0; 6 initial masks of 6 differ", "--changed-data")
+    brighter = tiny_set()
+    brighter.images[4, 3, 3] ^= 1
+    other, _ = start(BASE, tmp_path, brighter)
+    refused(other.resume, "1 images of 6 differ, first train4", "--changed-data")
 
     path = tmp_path / "last.safetensors"
     tensors, description = read_tensors(path), read_description(path)
