@@ -12,6 +12,7 @@ from typing import Any
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
+from hmg_gpu.masks.makers.lelcm import Lelcm
 from hmg_gpu.masks.makers.maker import Maker
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.rules.rule import Evidence, Rule
@@ -22,12 +23,16 @@ MAKERS: dict[str, type[Maker]] = {
     "pmg": Pmg,  # the paper's (Sec. 3.1)
     "learned": Learned,  # by a student that learns from PMG's masks
     "folder": Folder,  # of any system, read from files
+    "lelcm": Lelcm,  # LELCM's first labels
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
     "soft": Soft,  # by the probabilities of both
 }
-MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png"
+MASKS_HELP = (
+    "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; "
+    "lelcm: LELCM's first labels"
+)
 
 __all__ = [
     "MAKERS",
@@ -36,6 +41,7 @@ __all__ = [
     "Evidence",
     "Folder",
     "Learned",
+    "Lelcm",
     "Maker",
     "Pmg",
     "Rule",

@@ -35,6 +35,7 @@ WAYS = {  # maker -> what stands behind --masks; STUDENT and MASKS are paths of 
     "pmg": ["pmg"],
     "learned": ["learned", "learned:STUDENT"],
     "folder": ["folder:MASKS"],
+    "lelcm": ["lelcm"],
 }
 KEPT = "learned"  # the one that trains: in each command for itself, so its masks are the command's own
 
