@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.masks.makers.com import Com
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.lelcm import Lelcm
@@ -24,6 +25,7 @@ MAKERS: dict[str, type[Maker]] = {
     "learned": Learned,  # by a student that learns from PMG's masks
     "folder": Folder,  # of any system, read from files
     "lelcm": Lelcm,  # LELCM's first labels
+    "com": Com,  # COM's level set
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
@@ -31,13 +33,14 @@ RULES: dict[str, type[Rule]] = {
 }
 MASKS_HELP = (
     "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; "
-    "lelcm: LELCM's first labels"
+    "lelcm: LELCM's first labels; com: COM's level set"
 )
 
 __all__ = [
     "MAKERS",
     "MASKS_HELP",
     "RULES",
+    "Com",
     "Evidence",
     "Folder",
     "Learned",

@@ -23,8 +23,8 @@ def component_at(masks: Tensor, seeds: Tensor) -> Tensor:
         seeds: int64 [P, 2], rows (y, x) in 0..S - 1.
 
     Returns:
-        bool [P, S, S]; empty where the seed is not in its mask. Nothing waits for an accelerator: there it takes as many
-        steps as the longest path through a square has.
+        bool [P, S, S]; empty where the seed is not in its mask. Nothing waits for an accelerator: there it takes as
+        many steps as the longest path through a square has.
 
     Example:
         >>> import torch

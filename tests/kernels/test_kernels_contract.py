@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hmg_gpu
 from hmg_gpu.data import ImageSet
 from hmg_gpu.kernels import blocks, components, pmg, update
-from hmg_gpu.masks import Lelcm, Maker, Pmg, make_rule
+from hmg_gpu.masks import Com, Lelcm, Maker, Pmg, make_rule
 from hmg_gpu.masks.student.network import CropNet
 from hmg_gpu.masks.student.student import StudentSettings
 from hmg_gpu.masks.student.train import Course, _loss
@@ -310,7 +310,7 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
                     changes.pixels  # noqa: B018
 
 
-@pytest.mark.parametrize("maker", [Lelcm()], ids=str)
+@pytest.mark.parametrize("maker", [Com(), Lelcm()], ids=str)
 def test_makers_of_other_papers_hold_no_synchronisation(maker: Maker, fake_device: str) -> None:
     with FakeTensorMode():
         images = torch.empty((3, 64, 48), dtype=torch.uint8, device=fake_device)

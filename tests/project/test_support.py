@@ -36,6 +36,7 @@ WAYS = {  # maker -> what stands behind --masks; STUDENT and MASKS are paths of 
     "learned": ["learned", "learned:STUDENT"],
     "folder": ["folder:MASKS"],
     "lelcm": ["lelcm"],
+    "com": ["com"],
 }
 KEPT = "learned"  # the one that trains: in each command for itself, so its masks are the command's own
 

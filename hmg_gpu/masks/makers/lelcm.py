@@ -23,8 +23,9 @@ GROUP_PIXELS_ACCELERATOR = 1 << 22
 class Lelcm(Maker):
     """The initial labels of LELCM (Zhang et al., "label evolution based on local contrast measure", TGRS 2024).
 
-    A square window of 3, 5, 7 ... pixels around the point grows until no pixel of its border exceeds ``ratio`` times the
-    point's intensity c. The mask is the 8-connected component, at the point, of the window's pixels over c - std(window).
+    A square window of 3, 5, 7 ... pixels around the point grows until no pixel of its border exceeds ``ratio`` times
+    the point's intensity c. The mask is the 8-connected component, at the point, of the window's pixels over
+    c - std(window).
 
     Args:
         ratio: of the point's intensity that a pixel of the border must exceed for the window to grow.
