@@ -16,6 +16,7 @@ from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.lelcm import Lelcm
 from hmg_gpu.masks.makers.maker import Maker
 from hmg_gpu.masks.makers.pmg import Pmg
+from hmg_gpu.masks.makers.sam import Sam
 from hmg_gpu.masks.rules.rule import Evidence, Rule
 from hmg_gpu.masks.rules.soft import Soft
 from hmg_gpu.masks.rules.union import Union
@@ -26,6 +27,7 @@ MAKERS: dict[str, type[Maker]] = {
     "folder": Folder,  # of any system, read from files
     "lelcm": Lelcm,  # LELCM's first labels
     "com": Com,  # COM's level set
+    "sam": Sam,  # Segment Anything, prompted by the points
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
@@ -33,7 +35,7 @@ RULES: dict[str, type[Rule]] = {
 }
 MASKS_HELP = (
     "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; "
-    "lelcm: LELCM's first labels; com: COM's level set"
+    "lelcm: LELCM's first labels; com: COM's level set; sam:PATH: SAM's weights in a folder"
 )
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Maker",
     "Pmg",
     "Rule",
+    "Sam",
     "Soft",
     "Union",
     "make_maker",

@@ -26,7 +26,7 @@ def automatic_levels(low: float, high: float) -> list[float]:
     Example:
         >>> from hmg_gpu.plain.contour import automatic_levels
         >>> automatic_levels(-2.6, 1.1), automatic_levels(0.5, 9.0)
-        ([-4.0, 0.0, 4.0], [0.0, 10.0, 20.0])
+        ([-4.0, 0.0, 4.0], [0.0, 8.0, 16.0])
     """
     if not low < high:
         return [low]

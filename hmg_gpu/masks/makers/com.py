@@ -34,8 +34,8 @@ class Com(Maker):
         faithful: the masks as the authors' script makes them instead. It takes the first line that matplotlib draws,
             wherever it lies, cuts its vertices off to whole pixels, and fills from the crop's corner; a later crop
             overwrites an earlier one. Its term for the difference of means, too small to matter where there is an
-            inside, is in. Lines are drawn on the host, and the last bits of the level set matter: a line whose vertex is
-            cut off one pixel too far leaks.
+            inside, is in. Lines are drawn on the host, and the last bits of the level set matter: a line whose vertex
+            is cut one pixel too far leaks.
 
     A crop without contrast gives no mask. A smooth peak has no edge at its top, so that a mask may have a hole there.
 
