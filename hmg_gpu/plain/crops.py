@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,24 +48,25 @@ def component_at(masks: Tensor, seeds: Tensor) -> Tensor:
     return found > 0
 
 
-def unite(shape: torch.Size, image: Tensor, position: Tensor, masks: Tensor) -> Tensor:
+def unite(images: Tensor, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """The union of the masks of crops in their images: bool [N, H, W].
 
     Args:
-        shape: (N, H, W).
-        image: int64 [P], the image of each crop.
-        position: int64 [P, S, S], y * W + x of each of its pixels.
-        masks: bool [P, S, S].
+        images: [N, H, W], of which the shape and the device are taken.
+        parts: what :meth:`hmg_gpu.masks.Maker.each` yields: points int64 [p, 3], rows (image, y, x); int64 [p, S, S],
+            the position y * W + x of each pixel of their crops; bool [p, S, S], the masks.
 
     Example:
         >>> import torch
         >>> from hmg_gpu.plain.crops import unite
-        >>> unite((1, 2, 2), torch.tensor([0]), torch.tensor([[[1]]]), torch.tensor([[[True]]])).int()
+        >>> part = torch.tensor([[0, 0, 1]]), torch.tensor([[[1]]]), torch.tensor([[[True]]])
+        >>> unite(torch.zeros(1, 2, 2), [part]).int()
         tensor([[[0, 1],
                  [0, 0]]], dtype=torch.int32)
     """
-    count, height, width = shape
-    pixels = count * height * width
-    canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=masks.device)  # the last is for what is in no mask
-    place = torch.where(masks, image[:, None, None] * (height * width) + position, pixels)
-    return canvas.index_fill_(0, place.flatten(), True)[:pixels].view(shape)
+    pixels, plane = images.numel(), images.shape[1] * images.shape[2]
+    canvas = torch.zeros(pixels + 1, dtype=torch.bool, device=images.device)  # the last is for what is in no mask
+    for points, position, masks in parts:
+        place = torch.where(masks, points[:, :1, None] * plane + position, pixels)
+        canvas.index_fill_(0, place.flatten(), True)
+    return canvas[:pixels].view(images.shape)

@@ -131,18 +131,17 @@ def _iterate(
     mean = total / count.clamp(min=1)
     push = torch.where(mean > best, SHRINK, CREEP).to(phi.dtype)
     near = phi.clamp(-WIDTH, WIDTH).mul_(math.pi / WIDTH).cos_().add_(1)  # the Dirac function times 2 WIDTH
-    change = near * edge * (push * (STEP / (2 * WIDTH)))
+    change = (near * edge).mul_(push * (STEP / (2 * WIDTH)))
     if band is not None:
-        length = speed + SMALL
-        bend = field.divergence(down / length, right / length)
+        bend = field.divergence(1 / (speed + SMALL), down, right)
         apart = (mean * scale - band.mean(phi)).square() + SMALL
         change += near * bend * (STEP / (2 * WIDTH) * DIFFERENCE / apart)
 
     # d = p'(s) / s; below SMALL it is 1.
     speed = speed.clamp_(min=SMALL)
-    slack = speed.clamp(max=1).mul_(2 * math.pi).sin_().div_(2 * math.pi) + (speed - 1).clamp_(min=0)
-    slack = slack.div_(speed).sub_(1)
-    change += (STEP * REGULAR) * (field.divergence(slack * down, slack * right) + field.laplacian())
+    slack = speed.clamp(max=1).mul_(2 * math.pi).sin_().div_(2 * math.pi)
+    slack = slack.add_((speed - 1).clamp_(min=0)).div_(speed).sub_(1)
+    change.add_(field.divergence(slack, down, right).add_(field.laplacian()), alpha=STEP * REGULAR)
     phi += change
     return torch.maximum(best, mean)
 
@@ -158,7 +157,7 @@ def _edge_indicator(values: Tensor, field: _Field) -> Tensor:
         for step in range(1, MARGIN + 1):
             smooth = smooth + weights[step] * (lines[MARGIN - step] + lines[MARGIN + step])
         values = smooth.float().to(smooth.dtype)
-    around = field.blank(values)
+    around = field.widen(values)
     down, right = field.slope(around, 1), field.slope(around, 2)
     return 1 / (1 + down * down + right * right)
 
@@ -178,37 +177,34 @@ class _Field:
         steps, length = torch.arange(side, device=device), size.T[:, :, None]  # [2, P, 1]
         weight = torch.where((steps == 0) | (steps == length - 1), 1.0, 0.5).to(dtype)  # [2, P, S]
         self.weights = (weight[0, :, :, None], weight[1, :, None, :])
-        shapes = ((count, 1, side + 2), (count, side + 2, 1))
+        # Lines of each crop, counted with the pixel before the first: [P, 2].
+        last, first, none = size, torch.ones_like(size), torch.zeros_like(size)
+        third, third_last = size.clamp(max=3), (size - 2).clamp(min=1)
 
-        def lines(index: Tensor) -> tuple[Tensor, Tensor]:
-            """A row and a column of each crop, for gather and scatter along axis 1 and 2."""
-            rows, columns = (place.view(-1, 1, 1) + 1 for place in index.unbind(1))
-            return rows.expand(shapes[0]), columns.expand(shapes[1])
+        def lines(*places: Tensor) -> tuple[Tensor, Tensor]:
+            """Rows and columns of each crop, for gather and scatter along axis 1 and 2."""
+            rows, columns = torch.stack(places, dim=2).unbind(1)  # [P, L]
+            return rows[:, :, None].expand(-1, -1, side + 2), columns[:, None].expand(-1, side + 2, -1)
 
-        self.beyond, self.last = lines(size), lines(size - 1)
-        self.third, self.third_last = lines((size - 1).clamp(max=2)), lines((size - 3).clamp(min=0))
+        self.mirrored = lines(none, first, last, last + 1), lines(third, third, third_last, third_last)
+        self.repeated = lines(none, last + 1), lines(first, last)
 
     def mirror(self) -> None:
         """COM's border: the outermost rows take the values two rows in, then columns alike; repeated beyond."""
         for axis in (1, 2):
-            near, far = (self.padded.gather(axis, at[axis - 1]) for at in (self.third, self.third_last))
-            self.padded.narrow(axis, 1, 1).copy_(near)
-            self.padded.scatter_(axis, self.last[axis - 1], far)
-        self._repeat(self.padded)
+            self._copy(self.padded, axis, self.mirrored)
 
-    def _repeat(self, padded: Tensor) -> None:
-        for axis in (1, 2):
-            self._repeat_along(padded, axis)
+    def _copy(self, padded: Tensor, axis: int, lines: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Lines along an axis, in place: (where to, where from)."""
+        to, source = (both[axis - 1] for both in lines)
+        padded.scatter_(axis, to, padded.gather(axis, source))
 
-    def _repeat_along(self, padded: Tensor, axis: int) -> None:
-        padded.narrow(axis, 0, 1).copy_(padded.narrow(axis, 1, 1))
-        padded.scatter_(axis, self.beyond[axis - 1], padded.gather(axis, self.last[axis - 1]))
-
-    def blank(self, values: Tensor) -> Tensor:
+    def widen(self, values: Tensor) -> Tensor:
         """Values [P, S, S] with a pixel more on each side."""
         padded = torch.zeros_like(self.padded)
         padded[:, 1:-1, 1:-1] = values
-        self._repeat(padded)
+        for axis in (1, 2):
+            self._copy(padded, axis, self.repeated)
         return padded
 
     def slope(self, padded: Tensor, axis: int) -> Tensor:
@@ -217,11 +213,11 @@ class _Field:
         lines = padded.narrow(other, 1, side)
         return (lines.narrow(axis, 2, side) - lines.narrow(axis, 0, side)).mul_(self.weights[axis - 1])
 
-    def divergence(self, down: Tensor, right: Tensor) -> Tensor:
-        """Of a vector field [P, S, S] each: [P, S, S]."""
+    def divergence(self, weight: Tensor, down: Tensor, right: Tensor) -> Tensor:
+        """Of a weight times a vector field, [P, S, S] each: [P, S, S]."""
         for axis, padded, values in zip((1, 2), self.scratch, (down, right), strict=True):
-            padded[:, 1:-1, 1:-1] = values
-            self._repeat_along(padded, axis)
+            torch.mul(weight, values, out=padded[:, 1:-1, 1:-1])
+            self._copy(padded, axis, self.repeated)
         return self.slope(self.scratch[0], 1).add_(self.slope(self.scratch[1], 2))
 
     def laplacian(self) -> Tensor:

@@ -62,12 +62,7 @@ class Com(Maker):
         check_settings(self)
 
     def masks(self, data: ImageSet) -> Tensor:
-        canvas = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
-        if self.faithful:
-            return self._overwritten(data, canvas)
-        for points, position, masks in self.each(data, data.points):
-            canvas |= unite(data.images.shape, points[:, 0], position, masks)
-        return canvas
+        return self._overwritten(data) if self.faithful else unite(data.images, self.each(data, data.points))
 
     def knows_each(self, data: ImageSet) -> bool:
         return not self.faithful
@@ -89,16 +84,16 @@ class Com(Maker):
             phi = evolve(crops, blocks=self.half // 2, difference=self.faithful)
             yield group, crops, torch.where(crops.is_flat, 1, phi)
 
-    def _overwritten(self, data: ImageSet, canvas: Tensor) -> Tensor:
+    def _overwritten(self, data: ImageSet) -> Tensor:
         """The published masks, in the order of the points."""
-        host = torch.zeros(canvas.shape, dtype=torch.bool)
+        host = torch.zeros(data.images.shape, dtype=torch.bool)
         for group, crops, phi in self._evolved(data, data.points):
             sizes, corners = crops.size.cpu(), crops.corner.cpu()
             found = published_masks(phi.double().cpu().numpy(), sizes.numpy())
             rows = torch.cat((group[:, :1].cpu(), corners, sizes), dim=1).tolist()
             for (image, y, x, height, width), mask in zip(rows, torch.from_numpy(found), strict=True):
                 host[image, y : y + height, x : x + width] = mask[:height, :width]
-        return canvas.copy_(host)
+        return host.to(data.images.device)
 
 
 def _nearest(inside: Tensor, points: Tensor) -> Tensor:

@@ -58,10 +58,7 @@ class Lelcm(Maker):
             raise InputError(f"side = {self.side}: expected an odd number, as the point is the window's centre")
 
     def masks(self, data: ImageSet) -> Tensor:
-        canvas = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
-        for points, position, masks in self.each(data, data.points):
-            canvas |= unite(data.images.shape, points[:, 0], position, masks)
-        return canvas
+        return unite(data.images, self.each(data, data.points))
 
     def knows_each(self, data: ImageSet) -> bool:
         return True
@@ -70,45 +67,47 @@ class Lelcm(Maker):
         _, height, width = data.images.shape
         radius = (self.side + 1) // 2  # of the largest window
         steps = torch.arange(-radius, radius + 1, device=points.device)  # [S]
+        # Pixels ring by ring: every window is the first of them, and every ring some in a row.
+        order = torch.maximum(steps.abs()[:, None], steps.abs()).flatten().argsort(stable=True)  # [S * S]
+        offsets = torch.stack((order // len(steps), order % len(steps)), dim=1) - radius  # [S * S, 2]
+        back = order.argsort()
         pixels = GROUP_PIXELS.get(points.device.type, GROUP_PIXELS_ACCELERATOR)
-        for group in points.split(max(1, pixels // len(steps) ** 2)):
+        for group in points.split(max(1, pixels // len(order))):
             if not len(group):
                 continue
-            image, centre = group[:, 0], group[:, 1:]
-            last = data.sizes[image] - 1  # [p, 2]
-            rows, columns = (centre[:, axis, None] + steps for axis in (0, 1))  # [p, S]
-            position = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
-            values = data.images.flatten(1)[image[:, None, None], position]  # [p, S, S]
-            yield group, position, self._expand(values, centre, last, steps)
+            image, places = group[:, 0], group[:, None, 1:] + offsets  # [p, S * S, 2]
+            last = (data.sizes[image] - 1)[:, None]  # [p, 1, 2]
+            inside = ((places >= 0) & (places <= last)).all(2)
+            at_border = ((places == 0) | (places == last)).any(2)
+            rows, columns = places.unbind(2)
+            position = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [p, S * S]
+            values = data.images.flatten(1)[image[:, None], position]
+            over = self._threshold(values.to(wide(values)), inside, at_border)
+            square = (len(group), len(steps), len(steps))
+            seeds = torch.full_like(group[:, 1:], radius)
+            yield group, position[:, back].view(square), component_at(over[:, back].view(square), seeds)
 
-    def _expand(self, values: Tensor, centre: Tensor, last: Tensor, steps: Tensor) -> Tensor:
-        """The masks of windows [p, S, S] around points (y, x) [p, 2] of images whose last pixel is ``last`` [p, 2]."""
-        values = values.to(wide(values))
-        radius = len(steps) // 2
-        at_point = values[:, radius, radius, None, None]
-        low, high = -centre[:, :, None], (last - centre)[:, :, None]  # [p, 2, 1], the image's border from the point
-        bright = values > self.ratio * at_point  # [p, S, S]
+    def _threshold(self, values: Tensor, inside: Tensor, at_border: Tensor) -> Tensor:
+        """The pixels of the last window over its threshold, and the point: bool [p, S * S], ring by ring as the values.
 
-        def inside(reach: int | Tensor) -> tuple[Tensor, Tensor]:
-            """Rows and columns of a window that reaches so far: bool [p, S] each."""
-            within = (steps >= low) & (steps <= high) & (steps.abs() <= reach)  # [p, 2, S]
-            return within[:, 0], within[:, 1]
-
-        grows = []
-        for reach in range(1, radius):
-            rows, columns = inside(reach)
-            ends = (steps == low.clamp(min=-reach)) | (steps == high.clamp(max=reach))  # [p, 2, S]
-            border = (ends[:, 0, :, None] & columns[:, None]) | (rows[:, :, None] & ends[:, 1, None])
-            grows.append((bright & border).flatten(1).any(1))
-        more = torch.stack(grows, dim=1).cumprod(1).sum(1)  # [p], windows that grew before the first that did not
-        rows, columns = inside((1 + more)[:, None, None])
-        window = rows[:, :, None] & columns[:, None]  # [p, S, S]
+        Args:
+            values: [p, S * S], the point's own first.
+            inside, at_border: bool [p, S * S], of the image.
+        """
+        at_point = values[:, :1]
+        number = torch.arange(values.shape[1], device=values.device)
+        ends = [(2 * reach + 1) ** 2 for reach in range((self.side + 1) // 2)]  # pixels of each window but the largest
+        bright = inside & (values > self.ratio * at_point)
+        # Where the image cuts a window off, its border is the image's.
+        counts = torch.stack([bright[:, :end].sum(1) for end in ends], dim=1)  # [p, windows]
+        cut_off = torch.stack([(bright & at_border)[:, :end].any(1) for end in ends[1:]], dim=1)
+        grows = (counts.diff(dim=1) > 0) | cut_off
+        reach = 1 + grows.cumprod(1).sum(1, keepdim=True)  # [p, 1], of the first window that does not grow
+        window = inside & (number < (2 * reach + 1) ** 2)
 
         # c - v < std, squared and times the count squared: whole numbers for whole intensities.
         below = at_point - values
-        held = torch.where(window, below, 0)
-        count, total, squares = window.sum((1, 2)), held.sum((1, 2)), held.square().sum((1, 2))
-        spread = (count * squares - total.square())[:, None, None]  # the variance times the count squared
-        over = window & ((below < 0) | ((count[:, None, None] * below).square() < spread))
-        at_centre = (steps == 0)[:, None] & (steps == 0)  # [S, S]
-        return component_at(over, torch.full_like(centre, radius)) | at_centre
+        held = below * window
+        count, total, squares = (part.sum(1, keepdim=True) for part in (window, held, held.square()))
+        spread = count * squares - total.square()  # the variance times the count squared
+        return (window & ((below < 0) | ((count * below).square() < spread))) | (number == 0)
