@@ -40,7 +40,7 @@ def differences(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> lis
         >>> scenes = make_split("train", count=4, size=64)
         >>> moved = replace(scenes, points=scenes.points + torch.tensor([0, 0, 1]))
         >>> differences(record_of(scenes), record_of(moved))
-        ['8 points of 8 differ, first in train_0000']
+        ['7 points of 7 differ, first in train_0000']
     """
     before, now = _names(theirs), _names(mine)
     if before != now:

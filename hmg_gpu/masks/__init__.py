@@ -10,12 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.masks.makers.com import Com
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
+from hmg_gpu.masks.makers.lelcm import Lelcm as LelcmMaker
 from hmg_gpu.masks.makers.maker import Maker
 from hmg_gpu.masks.makers.pal import Pal as PalMaker
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.makers.points import Points
+from hmg_gpu.masks.makers.sam import Sam
 from hmg_gpu.masks.rules.evolving import to_masks
 from hmg_gpu.masks.rules.lelcm import Lelcm
 from hmg_gpu.masks.rules.lesps import Lesps
@@ -30,6 +33,9 @@ MAKERS: dict[str, type[Maker]] = {
     "folder": Folder,  # of any system, read from files
     "points": Points,  # the points themselves, where LESPS starts from
     "pal": PalMaker,  # closed edges, where PAL starts from
+    "lelcm": LelcmMaker,  # LELCM's first labels
+    "com": Com,  # COM's level set
+    "sam": Sam,  # Segment Anything, prompted by the points
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
@@ -40,7 +46,8 @@ RULES: dict[str, type[Rule]] = {
 }
 MASKS_HELP = (
     "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; points: one "
-    "pixel each; pal: closed edges"
+    "pixel each; pal: closed edges; lelcm: LELCM's first labels; com: COM's level set; sam:PATH: SAM's weights in a "
+    "folder"
 )
 RULES_HELP = (
     "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal, lelcm: labels that "
@@ -52,10 +59,12 @@ __all__ = [
     "MASKS_HELP",
     "RULES",
     "RULES_HELP",
+    "Com",
     "Evidence",
     "Folder",
     "Learned",
     "Lelcm",
+    "LelcmMaker",
     "Lesps",
     "Maker",
     "Pal",
@@ -63,6 +72,7 @@ __all__ = [
     "Pmg",
     "Points",
     "Rule",
+    "Sam",
     "Soft",
     "State",
     "Union",

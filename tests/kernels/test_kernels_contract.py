@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hmg_gpu
 from hmg_gpu.data import ImageSet
 from hmg_gpu.kernels import blocks, components, pmg, update
-from hmg_gpu.masks import RULES, Pmg, make_rule
+from hmg_gpu.masks import RULES, Com, LelcmMaker, Maker, Pmg, make_rule
 from hmg_gpu.masks.student.network import CropNet
 from hmg_gpu.masks.student.student import StudentSettings
 from hmg_gpu.masks.student.train import Course, _loss
@@ -310,6 +310,16 @@ def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch
                 assert one.masks.shape == (2, 1, 64, 64)
                 with pytest.raises(Exception, match=r"synchronises|copies from|data-dependent"):
                     changes.pixels  # noqa: B018
+
+
+@pytest.mark.parametrize("maker", [Com(), LelcmMaker()], ids=str)
+def test_makers_of_other_papers_hold_no_synchronisation(maker: Maker, fake_device: str) -> None:
+    with FakeTensorMode():
+        images = torch.empty((3, 64, 48), dtype=torch.uint8, device=fake_device)
+        points, sizes = (torch.empty(shape, dtype=torch.int64, device=fake_device) for shape in ((9, 3), (3, 2)))
+        with NoSynchronisation():
+            masks = maker.masks(ImageSet(list("abc"), images, sizes, points))
+            assert masks.shape == images.shape and masks.dtype == torch.bool and masks.device.type == fake_device
 
 
 def test_only_host_memory_is_read_before_an_update() -> None:

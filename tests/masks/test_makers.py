@@ -75,8 +75,8 @@ class Squares(Maker):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("magic", ("masks 'magic'", "one of pmg, learned, folder, points, pal", "NAME:ARGUMENT")),
-        ("", ("masks ''", "one of pmg, learned, folder")),
+        ("magic", ("masks 'magic'", f"one of {', '.join(MAKERS)}", "NAME:ARGUMENT")),
+        ("", ("masks ''", f"one of {', '.join(MAKERS)}")),
         ("PMG", ("masks 'PMG'",)),
         ("magic:extent=8", ("masks 'magic:extent=8'",)),
         ("mag\nic", ("masks 'mag\\nic'",)),

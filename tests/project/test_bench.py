@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import peers, rules, student
+from bench import peers, rules, student, target_loops
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -224,3 +224,13 @@ def test_moved_points_lie_so_far_away_and_in_the_image() -> None:
         inner = ((data.points[:, 1:] >= pixels) & (data.points[:, 1:] < 64 - pixels)).all(1)
         assert bool(inner.any()) and bool(((step[inner] - pixels).abs() <= 0.75).all())
         assert bool((moved[:, 1:] >= 0).all()) and bool((moved[:, 1:] < 64).all())
+
+
+def test_loops_over_targets_give_the_masks_of_their_makers(capsys: pytest.CaptureFixture[str]) -> None:
+    data = training_set("synthetic", 2, 64)
+    for name in ("lelcm", "com, our computation"):
+        loop, maker = target_loops.PAIRS[name]
+        masks = target_loops.loop_masks(loop, data)
+        assert masks.any() and (masks ^ maker.masks(data).numpy()).sum() <= 0.01 * masks.sum()
+    assert target_loops.main(["--images", "1", "--rounds", "1"]) == 0
+    assert capsys.readouterr().out.count(" CPU ms a target, ") == len(target_loops.PAIRS)

@@ -5,6 +5,7 @@ Makers and rules come from MAKERS and RULES, so that a new one is tried by every
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import small_network, write_folder
+from tiny_sam import save_tiny_sam
 
 import eval as script
 import train
@@ -31,12 +33,17 @@ from hmg_gpu.training import loop
 
 QUICK = StudentSettings(crop=24, shift=2, steps=2, batch_size=4, members=1)
 EXTENT = 8
-WAYS = {  # maker -> what stands behind --masks; STUDENT and MASKS are paths of the fixture
+HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
+NEEDS_TRANSFORMERS = pytest.mark.skipif(not HAS_TRANSFORMERS, reason="transformers is not installed")
+WAYS = {  # maker -> what stands behind --masks; STUDENT, MASKS and SAM are paths of the fixture
     "pmg": ["pmg"],
     "learned": ["learned", "learned:STUDENT"],
     "folder": ["folder:MASKS"],
     "points": ["points"],
     "pal": ["pal"],
+    "lelcm": ["lelcm"],
+    "com": ["com"],
+    "sam": ["sam:SAM"],
 }
 KEPT = "learned"  # the one that trains: in each command for itself, so its masks are the command's own
 
@@ -51,6 +58,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {f"model.{name}": value for name, value in build_model("acm", output_bias=0.0).state_dict().items()}
     about = {"settings": {"model": "acm"}, "normalisation": [63.0, 21.0], "dataset": "tiny", "stage": 1}
     save_checkpoint(place / "net.safetensors", weights, about)
+    if HAS_TRANSFORMERS:
+        save_tiny_sam(importlib.import_module("transformers"), "sam", place / "sam")
     return place
 
 
@@ -64,11 +73,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def ways() -> list[Any]:
     """Every maker with every rule."""
     texts = [text for name in MAKERS for text in WAYS.get(name, [name])]
-    return [pytest.param(text, rule, id=f"{text}, {rule}") for text in texts for rule in RULES]
+    marks = {"sam": NEEDS_TRANSFORMERS}
+    return [
+        pytest.param(text, rule, id=f"{text}, {rule}", marks=marks.get(text.partition(":")[0], ()))
+        for text in texts
+        for rule in RULES
+    ]
 
 
 def of(place: Path, text: str) -> str:
-    return text.replace("STUDENT", str(place / "student.safetensors")).replace("MASKS", str(place / "tiny" / "masks"))
+    paths = {"STUDENT": "student.safetensors", "MASKS": "tiny/masks", "SAM": "sam"}
+    for word, path in paths.items():
+        text = text.replace(word, str(place / path))
+    return text
 
 
 def pictures(folder: Path, names: Iterable[str]) -> list[np.ndarray]:

@@ -109,10 +109,10 @@ def test_a_full_disk_does_not_crash_the_hdf5_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("stage", 3), ("stage", True), ("epoch", -1), ("epoch", "2"), ("step", 1.0), ("warned", [3]), ("warned", "x"), ("data_changed", [1]),
+        ("stage", 3), ("stage", True), ("epoch", -1), ("epoch", "2"), ("step", 1.0), ("warned", [3]), ("warned", "x"),
         ("results", []), ("results", {"stage 1": {"iou": 1}}), ("results", {"masks": [1]}), ("results", {"masks": 1e9}),
         ("totals", torch.zeros(4)), ("masks.current", torch.zeros(2)), ("optimizer.9.step", torch.zeros(())),
-        ("optimizer.0.exp_avg", torch.zeros(3)), ("optimizer.0.other", torch.zeros(2)),
+        ("data_changed", [1]), ("optimizer.0.exp_avg", torch.zeros(3)), ("optimizer.0.other", torch.zeros(2)),
     ],
 )  # fmt: skip
 def test_forged_states_of_a_run_are_refused(key: str, value: object) -> None:
