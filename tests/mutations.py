@@ -160,9 +160,9 @@ BUGS = (
     ),
     Bug(
         "crop: the mask not flipped with its image",
-        "masks.view(-1)[index] & valid",
+        "masks.view(-1)[index] * valid",
         "masks.view(-1)[(image * height + (top + down).clamp(max=height - 1)) * width "
-        "+ (left + across).clamp(max=width - 1)] & valid",
+        "+ (left + across).clamp(max=width - 1)] * valid",
         "test_batches.py",
     ),
     Bug(
