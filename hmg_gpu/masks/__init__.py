@@ -13,6 +13,7 @@ from hmg_gpu.common.errors import InputError
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.maker import Maker
+from hmg_gpu.masks.makers.mclc import Mclc, P2bMclc
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.rules.rule import Evidence, Rule
 from hmg_gpu.masks.rules.soft import Soft
@@ -22,12 +23,15 @@ MAKERS: dict[str, type[Maker]] = {
     "pmg": Pmg,  # the paper's (Sec. 3.1)
     "learned": Learned,  # by a student that learns from PMG's masks
     "folder": Folder,  # of any system, read from files
+    "mclc": Mclc,  # clustering under noise (ICCV 2023)
+    "p2b-mclc": P2bMclc,  # the same in P2B's boxes
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
     "soft": Soft,  # by the probabilities of both
 }
-MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png"
+MASKS_HELP = "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; "
+MASKS_HELP += "mclc; p2b-mclc"
 
 __all__ = [
     "MAKERS",
@@ -37,6 +41,8 @@ __all__ = [
     "Folder",
     "Learned",
     "Maker",
+    "Mclc",
+    "P2bMclc",
     "Pmg",
     "Rule",
     "Soft",
@@ -67,7 +73,7 @@ def make_maker(text: str | Maker, **given: Any) -> Maker:
     if name not in MAKERS:
         raise InputError(f"masks {text!r}: expected one of {', '.join(MAKERS)}, or NAME:ARGUMENT")
     pmg = given.get("pmg")
-    if isinstance(pmg, Pmg) and MAKERS[name] is Pmg:
+    if isinstance(pmg, Pmg):
         given = {key: getattr(pmg, key) for key in pmg.settings()} | given
     return MAKERS[name].from_text(argument, **given)
 

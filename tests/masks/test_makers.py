@@ -58,8 +58,8 @@ class Squares(Maker):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("magic", ("masks 'magic'", "one of pmg, learned, folder", "NAME:ARGUMENT")),
-        ("", ("masks ''", "one of pmg, learned, folder")),
+        ("magic", ("masks 'magic'", "one of pmg, learned, folder, mclc, p2b-mclc", "NAME:ARGUMENT")),
+        ("", ("masks ''", "one of pmg, learned, folder, mclc, p2b-mclc")),
         ("PMG", ("masks 'PMG'",)),
         ("magic:extent=8", ("masks 'magic:extent=8'",)),
         ("mag\nic", ("masks 'mag\\nic'",)),

@@ -1,0 +1,181 @@
+"""SLIC superpixels of many small crops at once, as scikit-image's ``slic`` makes them (Achanta et al., TPAMI 2012).
+
+    grid of centres (whole numbers, on the host) -> 10 times: assign pixels, move centres -> labels
+
+Pixels lie flat along the last axis. A distance is split into what depends on a pixel's row, on its column and on its
+colour: two small tables and one matrix product for each crop. A square that all centres share is left out, so a score
+takes the distance's place, and the largest wins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+_FAR = 1e6  # outside a centre's window
+_TIE = 4e-6  # a step from centre to centre above the rounding: the lowest centre takes what lies between two
+
+# Linear sRGB to XYZ over the white of D65 at 2 degrees, and from the companded XYZ to L, a, b.
+_WHITE = (0.95047, 1.0, 1.08883)
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where centres start in a crop.
+
+    Attributes:
+        rows, columns: of the centres, in pixels of the crop; every row meets every column.
+        step: S, the larger distance between neighbours, in pixels.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+def grid_of(height: int, width: int, segments: int = 9) -> Grid:
+    """The grid of about so many centres in a crop of ``height`` x ``width`` pixels.
+
+    The step is sqrt(height * width / segments); where a side is shorter, its step is the side itself and the other's is
+    (other side) / segments. The first centre lies at half a step, rounded down; the step is rounded to even.
+
+    Example:
+        >>> from hmg_gpu.plain.slic import grid_of
+        >>> grid_of(21, 21)
+        Grid(rows=(3, 10, 17), columns=(3, 10, 17), step=7)
+        >>> grid_of(4, 60).columns
+        (3, 10, 17, 24, 31, 38, 45, 52, 59)
+    """
+    if height * width <= segments:
+        return Grid(tuple(range(height)), tuple(range(width)), 1)
+    step = math.sqrt(height * width / segments)
+    steps = [step, step]
+    if min(height, width) < step:
+        short = int(width < height)
+        steps[short] = float(min(height, width))
+        steps[1 - short] = max(height, width) / segments
+    rows, columns = (
+        tuple(range(int(one // 2), side, round(one))) for one, side in zip(steps, (height, width), strict=True)
+    )
+    return Grid(rows, columns, max(round(one) for one in steps))
+
+
+def salted_lab(grey: Tensor, salt: Tensor, valid: Tensor, *, rescale: bool = True) -> Tensor:
+    """Grey crops whose red, green and blue are salted by themselves, as CIE Lab (D65, 2 degrees).
+
+    A salted channel is 1. ``rescale`` then maps each crop to 0..1 by its own smallest and largest value, as
+    scikit-image does from 0.19 on.
+
+    Args:
+        grey: float32 [N, M], 0 to 1.
+        salt: float32 [N, 3, M], 1 where a channel is salted, else 0.
+        valid: bool [N, M], pixels of the crop; others have no part in its range.
+
+    Returns:
+        float32 [N, 3, M]: L of 0 to 100, a, b.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.plain.slic import salted_lab
+        >>> grey, salt = torch.tensor([[0.0, 0.5, 1.0]]), torch.zeros(1, 3, 3)
+        >>> salted_lab(grey, salt, torch.ones(1, 3).bool())[0, 0]  # L
+        tensor([  0.0000,  53.3890, 100.0000])
+    """
+    low = high = grey.new_zeros((len(grey), 1))
+    white = high + 1
+    if rescale:
+        pure = salt.amin(1) > 0  # [N, M], white in all channels
+        low = grey.masked_fill(~valid | pure, 1).amin(1, keepdim=True)
+        high = torch.where(valid, torch.maximum(grey, salt.amax(1)), 0).amax(1, keepdim=True)
+        span = high - low
+        span = torch.where(span > 0, span, 1)
+        white = (1 - low) / span  # 1, but in a crop that is all salt
+        grey = (grey - low) / span
+    linear, white = _linear(grey)[:, None], _linear(white)[:, None]  # [N, 1, M], [N, 1, 1]
+    weights = grey.new_tensor(_XYZ) / grey.new_tensor(_WHITE)[:, None]  # [3, 3]
+    xyz = torch.matmul(weights, salt)  # what salt has of each
+    xyz.mul_(white - linear).addcmul_(weights.sum(1)[:, None], linear)
+    cube_root = xyz.clamp(min=1e-6).log_().div_(3).exp_()
+    companded = torch.where(xyz > 0.008856, cube_root, xyz.mul_(7.787).add_(16 / 116))
+    lab = torch.matmul(grey.new_tensor(_LAB), companded)
+    lab[:, 0] -= 16
+    return lab
+
+
+def _linear(values: Tensor) -> Tensor:
+    """sRGB without its companding."""
+    curve = values.add(0.055).div_(1.055).log_().mul_(2.4).exp_()
+    return torch.where(values > 0.04045, curve, values / 12.92)
+
+
+def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: Tensor, *, compactness: float = 20.0) -> Tensor:
+    """Assign every pixel to one of K centres that move to the middle of their pixels, 10 times.
+
+        D = ((y - yk)^2 + (x - xk)^2) / S^2 + |lab - lab_k|^2 / compactness^2
+
+    A centre takes pixels of the rows int(max(yk - 2 S, 0)) .. int(min(yk + 2 S + 1, height)), the last excluded, and
+    of columns likewise; the lowest of equal ones wins. A centre without pixels stays. Centres start without colour,
+    so the first assignment goes by place alone.
+
+    Args:
+        lab: float32 [N, 3, M], M = height * width pixels of each crop, row by row.
+        valid: bool [N, M], pixels of the crop; the others belong to nothing.
+        width: of the crops in pixels.
+        centres: int64 [N, K, 2], rows (y, x), from :func:`grid_of`.
+        step: int64 [N], S in pixels.
+
+    Returns:
+        float32 [N, M], whole numbers: the centre of each pixel; of pixels outside any number.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.plain.slic import slic
+        >>> lab = torch.zeros(1, 3, 12)
+        >>> lab[0, 0] = torch.tensor([0, 0, 0, 0, 90, 90, 0, 0, 0, 0, 0, 0])
+        >>> centres = torch.tensor([[[0, 2], [0, 5], [0, 9]]])
+        >>> slic(lab, torch.ones(1, 12).bool(), 12, centres, torch.tensor([4])).int()
+        tensor([[0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 2, 2]], dtype=torch.int32)
+    """
+    count, pixels, number = len(lab), lab.shape[2], centres.shape[1]
+    rows = torch.arange(pixels // width, device=lab.device, dtype=torch.float32)  # [H]
+    columns = torch.arange(width, device=lab.device, dtype=torch.float32)  # [W]
+    place = torch.stack((*torch.meshgrid(rows, columns, indexing="ij"), rows.new_ones((len(rows), width))))
+    features = torch.cat((lab / compactness, place.reshape(3, -1).expand(count, -1, -1)), dim=1)
+    features *= valid[:, None]  # [N, 6, M]: L, a, b, y, x, 1; nothing outside
+    reach = 2.0 * step[:, None]  # [N, 1]
+    nearness = 1.0 / step.square()[:, None, None].float()
+    tie = torch.arange(number, device=lab.device) * _TIE  # [K]
+
+    def table(lines: Tensor, centre: Tensor) -> Tensor:
+        """The score by row or by column: [N, K, H or W]."""
+        first = (centre - reach).clamp_(min=0).floor_()[..., None]
+        stop = (centre + reach + 1).floor_()[..., None]  # beyond the crop there are no lines
+        away = (lines - centre[..., None]).square_().mul_(-nearness)
+        return away.masked_fill_((lines < first) | (lines >= stop), -_FAR)
+
+    means = torch.cat((lab.new_zeros((count, number, 3)), centres, lab.new_zeros((count, number, 1))), dim=2)
+    score = lab.new_empty((count, number, pixels))
+    planes = score.view(count, number, -1, width)
+    best = lab.new_empty((count, 1, pixels))
+    for turn in range(ROUNDS):
+        by_row = table(rows, means[..., 3])
+        by_row -= means[..., :3].square().sum(2).add_(tie)[..., None]
+        torch.add(by_row[..., None], table(columns, means[..., 4])[:, :, None], out=planes)
+        score.baddbmm_(means[..., :3] * 2, features[:, :3])
+        torch.amax(score, 1, keepdim=True, out=best)
+        score.eq_(best)  # 1 where a centre wins, else 0
+        if turn == ROUNDS - 1:
+            break
+        sums = torch.bmm(score, features.mT)  # [N, K, 6]
+        moved = sums / sums[..., 5:].clamp(min=1)
+        means = torch.where(sums[..., 5:] > 0, moved, means)
+    return torch.matmul(torch.arange(number, device=lab.device, dtype=torch.float32), score)
