@@ -1,13 +1,16 @@
 """Makers of initial masks against the per-target loops that they replace: python -m bench.makers [--maker NAME ...]
 
 Both run in turn in one process on the same points, so the figure to quote is the ratio. IoU stands beside it: the two
-draw other random numbers, so masks are alike and not equal.
+draw other random numbers, so masks are alike and not equal. With --masks no race is run: IoU of these makers by seed.
+
+    python -m bench.makers --masks mclc p2b-mclc:margin=4 --seeds 0 1 2 --data NUAA-SIRST NUDT-SIRST
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -61,29 +64,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.makers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--maker", nargs="+", choices=RACES, default=list(RACES), help="(default: all)")
-    parser.add_argument("--data", help=f"default: {NUAA} in HMG_DATA, else {SYNTHETIC}")
-    parser.add_argument("--images", type=int, help="that the loop takes, the first with points (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="in which both take turns (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="of the maker (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    option = parser.add_argument
+    option("--maker", nargs="+", choices=RACES, default=list(RACES), help="that race their loops (default: all)")
+    option("--masks", nargs="+", metavar="MAKER", help="no race, but IoU of these makers, as eval.py takes them")
+    option("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of --masks (default: %(default)s)")
+    option("--data", nargs="+", help=f"sets, folders of HMG_DATA among them (default: {NUAA}, else {SYNTHETIC})")
+    option("--images", type=int, help="that a loop takes, the first with points (default: all)")
+    option("--rounds", type=int, default=3, help="in which maker and loop take turns (default: %(default)s)")
+    option("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")
+    option("--device", default="cpu", help="of the maker (default: %(default)s)")
+    option("--json", type=Path, metavar="FILE", help="write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     console = Console(width=None if sys.stdout.isatty() else 150)
-    root = os.environ.get("HMG_DATA")
     try:
-        data = load_split(options.data or (str(Path(root) / NUAA) if root else SYNTHETIC), "train")
-        rows = [run(name, data, options) for name in options.maker]
+        rows: list[dict[str, Any]] = []
+        for data in map(load, options.data or [NUAA if "HMG_DATA" in os.environ else SYNTHETIC]):
+            if options.masks:
+                rows += [by_seed(text, data, options) for text in options.masks]
+            else:
+                rows += [run(name, data, options) for name in options.maker]
         if options.json:
             about = machine("cuda" if options.device.startswith("cuda") else None)
             write_json(options.json, {"machine": about, "versions": provenance(), "rows": rows})
     except HMGError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console.print(table(rows))
+    console.print(table_by_seed(rows) if options.masks else table(rows))
     return 0
+
+
+def load(name: str) -> ImageSet:
+    """The training images of a set: a folder of HMG_DATA, or what --data of the commands takes."""
+    folder = Path(os.environ.get("HMG_DATA", "")) / name
+    return load_split(str(folder) if folder.is_dir() else name, "train")
+
+
+def by_seed(text: str, data: ImageSet, options: argparse.Namespace) -> dict[str, Any]:
+    """IoU of a maker's masks with every seed."""
+    moved = data.to(options.device)
+    makers = [make_maker(text, seed=seed).fit(moved) for seed in options.seeds]
+    measured = [measure(maker.masks(moved), moved) for maker in makers]
+    about = [maker.about() for maker in makers]
+    mean = statistics.mean(row["iou"] for row in measured)
+    return {"masks": text, "set": data.dataset, "mean_iou": mean, "makers": about, "measured": measured}
+
+
+def table_by_seed(rows: Sequence[dict[str, Any]]) -> Table:
+    result = Table("masks", "set", "IoU by seed", "mean", title="IoU of masks, %")
+    for row in rows:
+        values = " ".join(f"{100 * one['iou']:.2f}" for one in row["measured"])
+        result.add_row(row["masks"], row["set"], values, f"{100 * row['mean_iou']:.2f}")
+    return result
 
 
 def run(name: str, data: ImageSet, options: argparse.Namespace) -> dict[str, Any]:

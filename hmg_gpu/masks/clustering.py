@@ -42,14 +42,14 @@ class Crops:
     kept: NDArray | None = None
 
     def alike(self) -> Iterator[tuple[NDArray, list[Grid], int, int]]:
-        """Crops of one padded shape and one number of centres: their rows, their grids, the shape."""
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        """Crops of one padded shape and one kind of grid: their rows, their grids, the shape."""
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
         extents = (self.boxes[:, 2:] - self.boxes[:, :2]).tolist()
         grids = [grid_of(*extent) for extent in extents]
         for row, (extent, grid) in enumerate(zip(extents, grids, strict=True)):
             height, width = (self.side or -(-side // PADDED) * PADDED for side in extent)
-            groups.setdefault((height, width, len(grid)), []).append(row)
-        for (height, width, _), rows in groups.items():
+            groups.setdefault((height, width, len(grid), grid.step), []).append(row)
+        for (height, width, *_), rows in groups.items():
             yield np.array(rows), [grids[row] for row in rows], height, width
 
 
@@ -100,7 +100,7 @@ class Clustering(Maker):
             windows.width,
             windows.points,
             to_device(torch.tensor(centres), streams.device),
-            to_device(torch.tensor([grid.step for grid in grids]), streams.device),
+            grids[0].step,
             streams,
             repeats=self.repeats,
             salt=self.salt,

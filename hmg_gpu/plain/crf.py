@@ -12,7 +12,7 @@ from torch import Tensor
 NEAR, NEAR_WEIGHT = 3.0, 3.0  # spread in pixels, and weight, of the kernel of places
 WIDE, ALIKE, ALIKE_WEIGHT = 32.0, 13.0, 10.0  # spread in pixels and in intensities of 0 to 255, of the bilateral one
 CHANNELS = 3  # the kernel is one of colours, and grey counts three times
-PAIRS = {"cpu": 1 << 20}  # held at a time: small enough for a CPU's cache
+PAIRS = {"cpu": 1 << 18}  # held at a time: small enough for a CPU's cache
 PAIRS_ACCELERATOR = 1 << 26
 
 
@@ -58,23 +58,28 @@ def mean_field(probability: Tensor, grey: Tensor, valid: Tensor, width: int) -> 
 
     apart = (rows[:, None] - rows).square()[:, None, :, None] + (columns[:, None] - columns).square()[None, :, None]
     apart = -apart.reshape(pixels, pixels) / (2 * WIDE**2)  # [M, M]
-    limit = PAIRS.get(grey.device.type, PAIRS_ACCELERATOR)
     shades = grey * (CHANNELS / 2) ** 0.5 / ALIKE
+    limit = PAIRS.get(grey.device.type, PAIRS_ACCELERATOR)
     lines = max(1, min(pixels, limit // pixels))  # rows of a kernel that are held at a time
+    starts = range(0, pixels, lines)
     for some in torch.arange(count, device=grey.device).split(max(1, limit // pixels**2)):
+        kernel = grey.new_empty((len(some), lines, pixels))
 
-        def alike(first: int, some: Tensor = some) -> Tensor:
+        def alike(first: int, some: Tensor = some, kernel: Tensor = kernel) -> Tensor:
             """Rows of K_alike from the first on: [n, lines, M]."""
-            kernel = shades[some, first : first + lines, None] - shades[some, None]
-            kernel.square_().neg_().add_(apart[first : first + lines])
-            return kernel.exp_()
+            rows = apart[first : first + lines]
+            part = kernel[:, : len(rows)]
+            torch.sub(shades[some, first : first + lines, None], shades[some, None], out=part)
+            return torch.sub(rows, part.square_(), out=part).exp_()
 
-        starts = range(0, pixels, lines)
-        kept = alike(0) if lines == pixels else None
+        def spread(values: Tensor) -> Tensor:
+            """K_alike times values: [n, M, 1]."""
+            return torch.cat([torch.bmm(kernel if whole else alike(first), values) for first in starts], dim=1)
+
+        whole = len(starts) == 1
+        if whole:
+            alike(0)
         mine = here[some, :, None]
-        total = torch.cat([(alike(first) if kept is None else kept) @ mine for first in starts], dim=1)
-        scale = torch.where(mine > 0, total, 1).rsqrt()  # [n, M, 1]
-        given = scale * pull[some, :, None]
-        taken = torch.cat([(alike(first) if kept is None else kept) @ given for first in starts], dim=1)
-        energy[some] += ALIKE_WEIGHT * (scale * taken)[..., 0]
+        scale = torch.where(mine > 0, spread(mine), 1).rsqrt()  # [n, M, 1]
+        energy[some] += ALIKE_WEIGHT * (scale * spread(scale * pull[some, :, None]))[..., 0]
     return (energy > 0) & valid

@@ -17,7 +17,10 @@ from torch import Tensor
 
 ROUNDS = 10
 _FAR = 1e6  # outside a centre's window
-_TIE = 4e-6  # a step from centre to centre above the rounding: the lowest centre takes what lies between two
+# The whole numbers of int(c - r) .. int(c + r + 1), the last excluded, lie within r + 0.5 of c - 0.5; one end is open.
+_MIDDLE = 0.5 - 1e-4
+_REST = 1e-7  # of a pixel
+_TIE = 8e-6  # a step from centre to centre above the rounding: the lowest centre takes what lies between two
 
 # Linear sRGB to XYZ over the white of D65 at 2 degrees, and from the companded XYZ to L, a, b.
 _WHITE = (0.95047, 1.0, 1.08883)
@@ -90,22 +93,19 @@ def salted_lab(grey: Tensor, salt: Tensor, valid: Tensor, *, rescale: bool = Tru
         >>> salted_lab(grey, salt, torch.ones(1, 3).bool())[0, 0]  # L
         tensor([  0.0000,  53.3890, 100.0000])
     """
-    low = high = grey.new_zeros((len(grey), 1))
-    white = high + 1
+    white = grey.new_ones((len(grey), 1))
     if rescale:
-        pure = salt.amin(1) > 0  # [N, M], white in all channels
-        low = grey.masked_fill(~valid | pure, 1).amin(1, keepdim=True)
-        high = torch.where(valid, torch.maximum(grey, salt.amax(1)), 0).amax(1, keepdim=True)
-        span = high - low
-        span = torch.where(span > 0, span, 1)
-        white = (1 - low) / span  # 1, but in a crop that is all salt
-        grey = (grey - low) / span
+        whole = salt.amin(1) + ~valid  # [N, M], at least 1 where no channel shows the crop
+        low = torch.maximum(grey, whole).amin(1, keepdim=True)
+        high = torch.maximum(grey, salt.amax(1)).mul_(valid).amax(1, keepdim=True)
+        span = torch.where(high > low, high - low, 1)
+        grey, white = (grey - low).div_(span), (1 - low) / span  # white is 1, but in a crop that is all salt
     linear, white = _linear(grey)[:, None], _linear(white)[:, None]  # [N, 1, M], [N, 1, 1]
     weights = grey.new_tensor(_XYZ) / grey.new_tensor(_WHITE)[:, None]  # [3, 3]
     xyz = torch.matmul(weights, salt)  # what salt has of each
     xyz.mul_(white - linear).addcmul_(weights.sum(1)[:, None], linear)
-    cube_root = xyz.clamp(min=1e-6).log_().div_(3).exp_()
-    companded = torch.where(xyz > 0.008856, cube_root, xyz.mul_(7.787).add_(16 / 116))
+    companded = xyz.log().mul_(1 / 3).exp_()
+    companded = torch.where(xyz > 0.008856, companded, xyz.mul_(7.787).add_(16 / 116))
     lab = torch.matmul(grey.new_tensor(_LAB), companded)
     lab[:, 0] -= 16
     return lab
@@ -113,11 +113,11 @@ def salted_lab(grey: Tensor, salt: Tensor, valid: Tensor, *, rescale: bool = Tru
 
 def _linear(values: Tensor) -> Tensor:
     """sRGB without its companding."""
-    curve = values.add(0.055).div_(1.055).log_().mul_(2.4).exp_()
+    curve = values.add(0.055).mul_(1 / 1.055).log_().mul_(2.4).exp_()
     return torch.where(values > 0.04045, curve, values / 12.92)
 
 
-def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: Tensor, *, compactness: float = 20.0) -> Tensor:
+def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: int, *, compactness: float = 20.0) -> Tensor:
     """Assign every pixel to one of K centres that move to the middle of their pixels, 10 times.
 
         D = ((y - yk)^2 + (x - xk)^2) / S^2 + |lab - lab_k|^2 / compactness^2
@@ -131,7 +131,7 @@ def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: Tensor, 
         valid: bool [N, M], pixels of the crop; the others belong to nothing.
         width: of the crops in pixels.
         centres: int64 [N, K, 2], rows (y, x), from :func:`grid_of`.
-        step: int64 [N], S in pixels.
+        step: S in pixels.
 
     Returns:
         float32 [N, M], whole numbers: the centre of each pixel; of pixels outside any number.
@@ -142,40 +142,44 @@ def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: Tensor, 
         >>> lab = torch.zeros(1, 3, 12)
         >>> lab[0, 0] = torch.tensor([0, 0, 0, 0, 90, 90, 0, 0, 0, 0, 0, 0])
         >>> centres = torch.tensor([[[0, 2], [0, 5], [0, 9]]])
-        >>> slic(lab, torch.ones(1, 12).bool(), 12, centres, torch.tensor([4])).int()
+        >>> slic(lab, torch.ones(1, 12).bool(), 12, centres, step=4).int()
         tensor([[0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 2, 2]], dtype=torch.int32)
     """
     count, pixels, number = len(lab), lab.shape[2], centres.shape[1]
-    rows = torch.arange(pixels // width, device=lab.device, dtype=torch.float32)  # [H]
-    columns = torch.arange(width, device=lab.device, dtype=torch.float32)  # [W]
-    place = torch.stack((*torch.meshgrid(rows, columns, indexing="ij"), rows.new_ones((len(rows), width))))
-    features = torch.cat((lab / compactness, place.reshape(3, -1).expand(count, -1, -1)), dim=1)
-    features *= valid[:, None]  # [N, 6, M]: L, a, b, y, x, 1; nothing outside
-    reach = 2.0 * step[:, None]  # [N, 1]
-    nearness = 1.0 / step.square()[:, None, None].float()
-    tie = torch.arange(number, device=lab.device) * _TIE  # [K]
+    height, device = pixels // width, lab.device
+    lines = torch.arange(max(height, width), device=device, dtype=torch.float32)  # of rows and columns alike
+    place = torch.meshgrid(lines[:height], lines[:width], indexing="ij")
+    features = lab.new_empty((count, 6, pixels))  # L, a, b, y, x, 1; nothing outside
+    torch.mul(lab, math.sqrt(2) / compactness, out=features[:, :3])  # so that a product is twice that of colours
+    features[:, 3:] = torch.stack((*place, torch.ones_like(place[0]))).view(3, -1)
+    features *= valid[:, None].float()
+    colour = features[:, :3]
+    nearness = 1.0 / step**2
+    edge = -nearness * (2 * step + 0.5) ** 2
+    none = lab.new_zeros(())
+    tie = torch.arange(number, device=device) * _TIE  # [K]
 
-    def table(lines: Tensor, centre: Tensor) -> Tensor:
-        """The score by row or by column: [N, K, H or W]."""
-        first = (centre - reach).clamp_(min=0).floor_()[..., None]
-        stop = (centre + reach + 1).floor_()[..., None]  # beyond the crop there are no lines
-        away = (lines - centre[..., None]).square_().mul_(-nearness)
-        return away.masked_fill_((lines < first) | (lines >= stop), -_FAR)
-
-    means = torch.cat((lab.new_zeros((count, number, 3)), centres, lab.new_zeros((count, number, 1))), dim=2)
+    means = lab.new_zeros((count, 6, number))
+    means[:, 3:5] = centres.mT
+    means[:, 5] = 1
     score = lab.new_empty((count, number, pixels))
-    planes = score.view(count, number, -1, width)
+    planes = score.view(count, number, height, width)
     best = lab.new_empty((count, 1, pixels))
     for turn in range(ROUNDS):
-        by_row = table(rows, means[..., 3])
-        by_row -= means[..., :3].square().sum(2).add_(tie)[..., None]
-        torch.add(by_row[..., None], table(columns, means[..., 4])[:, :, None], out=planes)
-        score.baddbmm_(means[..., :3] * 2, features[:, :3])
+        # d^2 = (d + m)^2 - 2 m d - m^2, of which the last is alike for all; the first tells what is in the window.
+        away = lines - means[:, 3:5, :, None]  # [N, 2, K, lines], first by rows, then by columns
+        shifted = away + _MIDDLE
+        table = torch.addcmul(none, shifted, shifted, value=-nearness)
+        table = torch.threshold_(table, edge, -_FAR).add_(away, alpha=2 * _MIDDLE * nearness)
+        table[:, 0].sub_(means[:, :3].square().sum(1).add_(tie)[..., None], alpha=0.5)
+        torch.add(table[:, 0, :, :height, None], table[:, 1, :, None, :width], out=planes)
+        if turn:  # until then centres have no colour
+            score.baddbmm_(means[:, :3].mT, colour)
         torch.amax(score, 1, keepdim=True, out=best)
         score.eq_(best)  # 1 where a centre wins, else 0
-        if turn == ROUNDS - 1:
-            break
-        sums = torch.bmm(score, features.mT)  # [N, K, 6]
-        moved = sums / sums[..., 5:].clamp(min=1)
-        means = torch.where(sums[..., 5:] > 0, moved, means)
-    return torch.matmul(torch.arange(number, device=lab.device, dtype=torch.float32), score)
+        if turn < ROUNDS - 1:
+            # What a centre was weighs next to nothing, but where it has no pixels.
+            sums = torch.bmm(features, score.mT).add_(means, alpha=_REST)  # [N, 6, K]
+            means = sums / sums[:, 5:]
+    numbers = torch.arange(number, device=device, dtype=torch.float32).expand(count, 1, -1)
+    return torch.bmm(numbers, score)[:, 0]

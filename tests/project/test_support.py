@@ -35,7 +35,7 @@ WAYS = {  # maker -> what stands behind --masks; STUDENT and MASKS are paths of 
     "pmg": ["pmg"],
     "learned": ["learned", "learned:STUDENT"],
     "folder": ["folder:MASKS"],
-    "mclc": ["mclc:crop=9,repeats=2", "mclc:crop=prior,repeats=2"],
+    "mclc": ["mclc:crop=9,repeats=2"],
     "p2b-mclc": ["p2b-mclc:repeats=2"],
 }
 KEPT = "learned"  # the one that trains: in each command for itself, so its masks are the command's own

@@ -57,7 +57,7 @@ class Mclc(Clustering):
         >>> Mclc(crop=15, repeats=4).masks(scenes).shape
         torch.Size([2, 64, 64])
         >>> str(Mclc(crop="prior", repeats=4))
-        'MCLC, crops sized by ground truth, 4 copies, crf'
+        'MCLC, crops sized by ground truth, 4 copies, crf, seed 0'
     """
 
     name: ClassVar[str] = "mclc"
@@ -88,7 +88,7 @@ class Mclc(Clustering):
 
     def __str__(self) -> str:
         crops = "crops sized by ground truth" if self.crop == PRIOR else f"crops of {self.crop}"
-        return f"MCLC, {crops}, {self.repeats} copies, {self.final}"
+        return f"MCLC, {crops}, {self.repeats} copies, {self.final}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class P2bMclc(Clustering):
         return {"maker": self.name} | self.settings() | more
 
     def __str__(self) -> str:
-        boxes = f"boxes of P2B (extent {self.extent}, {self.why}) and {self.margin} pixels around"
-        return f"MCLC, {boxes}, {self.repeats} copies, {self.final}"
+        boxes = f"boxes of P2B + {self.margin}{', cut back' if self.cut else ''} (extent {self.extent}, {self.why})"
+        return f"MCLC, {boxes}, {self.repeats} copies, {self.final}, seed {self.seed}"
 
 
 def prior_crops(data: ImageSet, seed: int) -> Crops:
