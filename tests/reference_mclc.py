@@ -68,33 +68,43 @@ def lab_of(colours: NDArray, rescale: bool) -> NDArray:
     return lab
 
 
-def grid(height: int, width: int) -> tuple[list[tuple[int, int]], int]:
-    """The first centres (y, x) and S."""
-    if height * width <= 9:
-        return list(np.ndindex(height, width)), 1
-    step = math.sqrt(height * width / 9)
-    steps = [step, step]
+def steps(height: int, width: int, segments: int) -> list[float]:
+    """Between rows and between columns of centres."""
+    if height * width <= segments:
+        return [1.0, 1.0]
+    step = math.sqrt(height * width / segments)
     if height <= width and height < step:
-        steps = [height, width / 9]
-    elif width < height and width < step:
-        steps = [height / 9, width]
-    lines = [range(int(s // 2), side, round(s)) for s, side in zip(steps, (height, width), strict=True)]
-    return [(y, x) for y in lines[0] for x in lines[1]], max(round(s) for s in steps)
+        return [height, width / segments]
+    if width < height and width < step:
+        return [height / segments, width]
+    return [step, step]
+
+
+def grid(height: int, width: int) -> tuple[list[tuple[int, int]], int, list[int]]:
+    """The first centres (y, x), S, and how far a centre reaches in rows and in columns."""
+    lines = [
+        range(int(s // 2), side, round(s)) for s, side in zip(steps(height, width, 9), (height, width), strict=True)
+    ]
+    centres = [(y, x) for y in lines[0] for x in lines[1]]
+    reach = [2 * round(s) for s in steps(height, width, len(centres))]
+    return centres, max(round(s) for s in steps(height, width, 9)), reach
 
 
 def slic(lab: NDArray) -> NDArray:
     """int [h, w]: the centre of each pixel after 10 rounds; small pieces stay."""
     height, width, _ = lab.shape
-    places, step = grid(height, width)
+    places, step, reach = grid(height, width)
     centres = [(float(y), float(x), np.zeros(3)) for y, x in places]
     rows, columns = np.mgrid[:height, :width]
     labels = np.zeros((height, width), dtype=int)
     for _ in range(10):
         nearest = np.full((height, width), np.inf)
         for k, (yk, xk, colour) in enumerate(centres):
+            if np.isnan(yk):  # had no pixels once
+                continue
             window = np.zeros((height, width), dtype=bool)
-            y0, y1 = int(max(yk - 2 * step, 0)), int(min(yk + 2 * step + 1, height))
-            x0, x1 = int(max(xk - 2 * step, 0)), int(min(xk + 2 * step + 1, width))
+            y0, y1 = int(max(yk - reach[0], 0)), int(min(yk + reach[0] + 1, height))
+            x0, x1 = int(max(xk - reach[1], 0)), int(min(xk + reach[1] + 1, width))
             window[y0:y1, x0:x1] = True
             distance = ((rows - yk) ** 2 + (columns - xk) ** 2) / step**2 + ((lab / 20 - colour) ** 2).sum(2)
             closer = window & (distance < nearest)
@@ -103,6 +113,8 @@ def slic(lab: NDArray) -> NDArray:
             mine = labels == k
             if mine.any():
                 centres[k] = rows[mine].mean(), columns[mine].mean(), lab[mine].mean(0) / 20
+            else:
+                centres[k] = math.nan, math.nan, lab[0, 0]
     return labels
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,16 +41,14 @@ class Crops:
     side: int = 0
     kept: NDArray | None = None
 
-    def alike(self) -> Iterator[tuple[NDArray, list[Grid], int, int]]:
-        """Crops of one padded shape and one kind of grid: their rows, their grids, the shape."""
-        groups: dict[tuple[int, int, int, int], list[int]] = {}
-        extents = (self.boxes[:, 2:] - self.boxes[:, :2]).tolist()
-        grids = [grid_of(*extent) for extent in extents]
-        for row, (extent, grid) in enumerate(zip(extents, grids, strict=True)):
+    def alike(self) -> Iterator[tuple[NDArray, Grid, int, int]]:
+        """Crops of one padded shape and one grid: their rows, the grid, the shape."""
+        groups: dict[tuple[Grid, int, int], list[int]] = {}
+        for row, extent in enumerate((self.boxes[:, 2:] - self.boxes[:, :2]).tolist()):
             height, width = (self.side or -(-side // PADDED) * PADDED for side in extent)
-            groups.setdefault((height, width, len(grid), grid.step), []).append(row)
-        for (height, width, *_), rows in groups.items():
-            yield np.array(rows), [grids[row] for row in rows], height, width
+            groups.setdefault((grid_of(*extent), height, width), []).append(row)
+        for (grid, height, width), rows in groups.items():
+            yield np.array(rows), grid, height, width
 
 
 @dataclass(frozen=True)
@@ -86,21 +84,19 @@ class Clustering(Maker):
         canvas = Canvas(data.images, erase=self.overlap == "overwrite")
         if len(data.points):
             crops, scale, streams = self.crops(data), full_scale(data), point_streams(data, self.seed)
-            for rows, grids, height, width in crops.alike():
+            for rows, grid, height, width in crops.alike():
                 windows = Windows.cut(data, scale, crops, rows, height, width)
-                canvas.add(windows, self._found(windows, grids, streams[windows.rows]))
+                canvas.add(windows, self._found(windows, grid, streams[windows.rows]))
         return canvas.masks()
 
-    def _found(self, windows: Windows, grids: Sequence[Grid], streams: Tensor) -> Tensor:
+    def _found(self, windows: Windows, grid: Grid, streams: Tensor) -> Tensor:
         """bool [n, M]: the mask of each window."""
-        centres = [[(y, x) for y in grid.rows for x in grid.columns] for grid in grids]
         share = target_probability(
             windows.grey,
             windows.valid,
             windows.width,
             windows.points,
-            to_device(torch.tensor(centres), streams.device),
-            grids[0].step,
+            grid,
             streams,
             repeats=self.repeats,
             salt=self.salt,

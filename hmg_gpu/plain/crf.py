@@ -60,26 +60,33 @@ def mean_field(probability: Tensor, grey: Tensor, valid: Tensor, width: int) -> 
     apart = -apart.reshape(pixels, pixels) / (2 * WIDE**2)  # [M, M]
     shades = grey * (CHANNELS / 2) ** 0.5 / ALIKE
     limit = PAIRS.get(grey.device.type, PAIRS_ACCELERATOR)
-    lines = max(1, min(pixels, limit // pixels))  # rows of a kernel that are held at a time
-    starts = range(0, pixels, lines)
     for some in torch.arange(count, device=grey.device).split(max(1, limit // pixels**2)):
-        kernel = grey.new_empty((len(some), lines, pixels))
-
-        def alike(first: int, some: Tensor = some, kernel: Tensor = kernel) -> Tensor:
-            """Rows of K_alike from the first on: [n, lines, M]."""
-            rows = apart[first : first + lines]
-            part = kernel[:, : len(rows)]
-            torch.sub(shades[some, first : first + lines, None], shades[some, None], out=part)
-            return torch.sub(rows, part.square_(), out=part).exp_()
-
-        def spread(values: Tensor) -> Tensor:
-            """K_alike times values: [n, M, 1]."""
-            return torch.cat([torch.bmm(kernel if whole else alike(first), values) for first in starts], dim=1)
-
-        whole = len(starts) == 1
-        if whole:
-            alike(0)
-        mine = here[some, :, None]
-        scale = torch.where(mine > 0, spread(mine), 1).rsqrt()  # [n, M, 1]
-        energy[some] += ALIKE_WEIGHT * (scale * spread(scale * pull[some, :, None]))[..., 0]
+        kernel = _Alike(shades[some], apart, max(1, limit // pixels))
+        mine = here[some]
+        scale = torch.where(mine > 0, kernel.times(mine), 1).rsqrt()  # [n, M]
+        energy[some] += ALIKE_WEIGHT * scale * kernel.times(scale * pull[some])
     return (energy > 0) & valid
+
+
+class _Alike:
+    """K_alike of some crops before its normalisation; made once where it fits into ``lines`` rows, else at each use."""
+
+    def __init__(self, shades: Tensor, apart: Tensor, lines: int):
+        count, pixels = shades.shape
+        self._shades, self._apart, self._lines = shades, apart, min(lines, pixels)
+        self._room = shades.new_empty((count, self._lines, pixels))
+        self._whole = self._rows(0) if self._lines == pixels else None
+
+    def _rows(self, first: int) -> Tensor:
+        """Rows from the first on: [n, lines, M]."""
+        apart = self._apart[first : first + self._lines]
+        rows = self._room[:, : len(apart)]
+        torch.sub(self._shades[:, first : first + len(apart), None], self._shades[:, None], out=rows)
+        return torch.sub(apart, rows.square_(), out=rows).exp_()
+
+    def times(self, values: Tensor) -> Tensor:
+        """The kernel times values [n, M]."""
+        if self._whole is not None:
+            return torch.bmm(self._whole, values[:, :, None])[..., 0]
+        starts = range(0, values.shape[1], self._lines)
+        return torch.cat([torch.bmm(self._rows(first), values[:, :, None])[..., 0] for first in starts], dim=1)

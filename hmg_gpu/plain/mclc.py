@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hmg_gpu.plain.noise import chance, stream
 from hmg_gpu.plain.regions import point_regions
-from hmg_gpu.plain.slic import salted_lab, slic
+from hmg_gpu.plain.slic import Grid, salted_lab, slic
 
 # Pixels times centres of the copies that are worked on at a time: small enough for a CPU's cache.
 _CELLS = {"cpu": 1 << 19}
@@ -20,8 +20,7 @@ def target_probability(
     valid: Tensor,
     width: int,
     points: Tensor,
-    centres: Tensor,
-    step: int,
+    grid: Grid,
     streams: Tensor,
     *,
     repeats: int = 50,
@@ -40,8 +39,7 @@ def target_probability(
         valid: bool [N, M], pixels of the crop; the rest is padding.
         width: of the padded crops in pixels.
         points: int64 [N], positions in the padded crop.
-        centres: int64 [N, K, 2], rows (y, x), from :func:`hmg_gpu.plain.slic.grid_of`.
-        step: of the grid in pixels.
+        grid: of the centres, from :func:`hmg_gpu.plain.slic.grid_of`.
         streams: int32 [N], random numbers of each crop, from :func:`hmg_gpu.plain.noise.stream`.
         repeats: copies of each crop.
         salt: share of values, of each channel by itself, that become 1.
@@ -57,16 +55,14 @@ def target_probability(
         >>> from hmg_gpu.plain.slic import grid_of
         >>> grey = torch.zeros(1, 15, 15)
         >>> grey[0, 5:9, 5:9] = 0.8  # a target of 4 x 4 pixels
-        >>> grid = grid_of(15, 15)
-        >>> centres = torch.cartesian_prod(torch.tensor(grid.rows), torch.tensor(grid.columns))[None]
-        >>> place = {"points": torch.tensor([7 * 15 + 7]), "centres": centres, "step": grid.step}
         >>> crop = grey.view(1, -1), torch.ones(1, 225).bool(), 15
-        >>> found = target_probability(*crop, **place, streams=stream(torch.tensor([1]))).view(15, 15)
+        >>> names = stream(torch.tensor([1]))
+        >>> found = target_probability(*crop, torch.tensor([7 * 15 + 7]), grid_of(15, 15), names).view(15, 15)
         >>> bool((found[5:9, 5:9] > 0.5).all()), bool((found[:3] < 0.5).all())
         (True, True)
     """
     count, pixels = grey.shape
-    device, number = grey.device, centres.shape[1]
+    device, number = grey.device, len(grid)
     place = torch.arange(pixels, device=device)
     channels = torch.arange(3, device=device)[:, None]
     positions = stream(place // width, place % width, channels).reshape(-1)  # [3 M], of any padding
@@ -77,6 +73,6 @@ def target_probability(
         drawn = chance(stream(streams[crop], copies % repeats), positions, salt)
         here = valid[crop]
         lab = salted_lab(grey[crop], drawn.view(-1, 3, pixels).float(), here, rescale=rescale)
-        labels = slic(lab, here, width, centres[crop], step)
+        labels = slic(lab, here, width, grid)
         total.index_add_(0, crop, point_regions(labels, here, width, points[crop], number).float())
     return total / total.amax(1, keepdim=True).clamp(min=1)

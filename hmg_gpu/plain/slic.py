@@ -19,7 +19,7 @@ ROUNDS = 10
 _FAR = 1e6  # outside a centre's window
 # The whole numbers of int(c - r) .. int(c + r + 1), the last excluded, lie within r + 0.5 of c - 0.5; one end is open.
 _MIDDLE = 0.5 - 1e-4
-_REST = 1e-7  # of a pixel
+_REST = 1e-12  # of a pixel
 _TIE = 8e-6  # a step from centre to centre above the rounding: the lowest centre takes what lies between two
 
 # Linear sRGB to XYZ over the white of D65 at 2 degrees, and from the companded XYZ to L, a, b.
@@ -35,11 +35,14 @@ class Grid:
     Attributes:
         rows, columns: of the centres, in pixels of the crop; every row meets every column.
         step: S, the larger distance between neighbours, in pixels.
+        reach: half the window of a centre in rows and in columns, in pixels: twice the distances of a grid that was
+            asked for as many centres as this one has.
     """
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     step: int
+    reach: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
@@ -54,22 +57,26 @@ def grid_of(height: int, width: int, segments: int = 9) -> Grid:
     Example:
         >>> from hmg_gpu.plain.slic import grid_of
         >>> grid_of(21, 21)
-        Grid(rows=(3, 10, 17), columns=(3, 10, 17), step=7)
+        Grid(rows=(3, 10, 17), columns=(3, 10, 17), step=7, reach=(14, 14))
         >>> grid_of(4, 60).columns
         (3, 10, 17, 24, 31, 38, 45, 52, 59)
     """
-    if height * width <= segments:
-        return Grid(tuple(range(height)), tuple(range(width)), 1)
-    step = math.sqrt(height * width / segments)
-    steps = [step, step]
-    if min(height, width) < step:
-        short = int(width < height)
-        steps[short] = float(min(height, width))
-        steps[1 - short] = max(height, width) / segments
+    steps = _steps(height, width, segments)
     rows, columns = (
-        tuple(range(int(one // 2), side, round(one))) for one, side in zip(steps, (height, width), strict=True)
+        tuple(range(int(step // 2), side, round(step))) for step, side in zip(steps, (height, width), strict=True)
     )
-    return Grid(rows, columns, max(round(one) for one in steps))
+    high, wide = (2 * round(step) for step in _steps(height, width, len(rows) * len(columns)))
+    return Grid(rows, columns, max(map(round, steps)), (high, wide))
+
+
+def _steps(height: int, width: int, segments: int) -> tuple[float, float]:
+    """Between rows and between columns of a grid, before rounding."""
+    if height * width <= segments:
+        return 1.0, 1.0
+    step = math.sqrt(height * width / segments)
+    if min(height, width) >= step:
+        return step, step
+    return (float(height), width / segments) if height <= width else (height / segments, float(width))
 
 
 def salted_lab(grey: Tensor, salt: Tensor, valid: Tensor, *, rescale: bool = True) -> Tensor:
@@ -117,35 +124,34 @@ def _linear(values: Tensor) -> Tensor:
     return torch.where(values > 0.04045, curve, values / 12.92)
 
 
-def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: int, *, compactness: float = 20.0) -> Tensor:
+def slic(lab: Tensor, valid: Tensor, width: int, grid: Grid, *, compactness: float = 20.0) -> Tensor:
     """Assign every pixel to one of K centres that move to the middle of their pixels, 10 times.
 
         D = ((y - yk)^2 + (x - xk)^2) / S^2 + |lab - lab_k|^2 / compactness^2
 
-    A centre takes pixels of the rows int(max(yk - 2 S, 0)) .. int(min(yk + 2 S + 1, height)), the last excluded, and
-    of columns likewise; the lowest of equal ones wins. A centre without pixels stays. Centres start without colour,
-    so the first assignment goes by place alone.
+    A centre takes pixels of the rows int(max(yk - r, 0)) .. int(min(yk + r + 1, height)), the last excluded, r being
+    the grid's reach, and of columns likewise; the lowest of equal ones wins. A centre without pixels takes none from
+    then on. Centres start without colour, so the first assignment goes by place alone.
 
     Args:
         lab: float32 [N, 3, M], M = height * width pixels of each crop, row by row.
         valid: bool [N, M], pixels of the crop; the others belong to nothing.
         width: of the crops in pixels.
-        centres: int64 [N, K, 2], rows (y, x), from :func:`grid_of`.
-        step: S in pixels.
+        grid: K centres, from :func:`grid_of`.
 
     Returns:
         float32 [N, M], whole numbers: the centre of each pixel; of pixels outside any number.
 
     Example:
         >>> import torch
-        >>> from hmg_gpu.plain.slic import slic
+        >>> from hmg_gpu.plain.slic import Grid, slic
         >>> lab = torch.zeros(1, 3, 12)
         >>> lab[0, 0] = torch.tensor([0, 0, 0, 0, 90, 90, 0, 0, 0, 0, 0, 0])
-        >>> centres = torch.tensor([[[0, 2], [0, 5], [0, 9]]])
-        >>> slic(lab, torch.ones(1, 12).bool(), 12, centres, step=4).int()
+        >>> grid = Grid(rows=(0,), columns=(2, 5, 9), step=4, reach=(8, 8))
+        >>> slic(lab, torch.ones(1, 12).bool(), 12, grid).int()
         tensor([[0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 2, 2]], dtype=torch.int32)
     """
-    count, pixels, number = len(lab), lab.shape[2], centres.shape[1]
+    count, pixels, number = len(lab), lab.shape[2], len(grid)
     height, device = pixels // width, lab.device
     lines = torch.arange(max(height, width), device=device, dtype=torch.float32)  # of rows and columns alike
     place = torch.meshgrid(lines[:height], lines[:width], indexing="ij")
@@ -154,14 +160,15 @@ def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: int, *, 
     features[:, 3:] = torch.stack((*place, torch.ones_like(place[0]))).view(3, -1)
     features *= valid[:, None].float()
     colour = features[:, :3]
-    nearness = 1.0 / step**2
-    edge = -nearness * (2 * step + 0.5) ** 2
+    nearness = 1.0 / grid.step**2
+    edges = [-nearness * (reach + 0.5) ** 2 for reach in grid.reach]
     none = lab.new_zeros(())
     tie = torch.arange(number, device=device) * _TIE  # [K]
 
+    rows, columns = (torch.tensor(one, device=device, dtype=torch.float32) for one in (grid.rows, grid.columns))
     means = lab.new_zeros((count, 6, number))
-    means[:, 3:5] = centres.mT
-    means[:, 5] = 1
+    means[:, 3:5] = torch.cartesian_prod(rows, columns).mT
+    nowhere = lab.new_tensor([0, 0, 0, *(-5.0 * side for side in (pixels, pixels)), 1])[:, None]
     score = lab.new_empty((count, number, pixels))
     planes = score.view(count, number, height, width)
     best = lab.new_empty((count, 1, pixels))
@@ -170,7 +177,9 @@ def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: int, *, 
         away = lines - means[:, 3:5, :, None]  # [N, 2, K, lines], first by rows, then by columns
         shifted = away + _MIDDLE
         table = torch.addcmul(none, shifted, shifted, value=-nearness)
-        table = torch.threshold_(table, edge, -_FAR).add_(away, alpha=2 * _MIDDLE * nearness)
+        for axis, edge in enumerate(edges):
+            torch.threshold_(table[:, axis], edge, -_FAR)
+        table.add_(away, alpha=2 * _MIDDLE * nearness)
         table[:, 0].sub_(means[:, :3].square().sum(1).add_(tie)[..., None], alpha=0.5)
         torch.add(table[:, 0, :, :height, None], table[:, 1, :, None, :width], out=planes)
         if turn:  # until then centres have no colour
@@ -178,8 +187,8 @@ def slic(lab: Tensor, valid: Tensor, width: int, centres: Tensor, step: int, *, 
         torch.amax(score, 1, keepdim=True, out=best)
         score.eq_(best)  # 1 where a centre wins, else 0
         if turn < ROUNDS - 1:
-            # What a centre was weighs next to nothing, but where it has no pixels.
-            sums = torch.bmm(features, score.mT).add_(means, alpha=_REST)  # [N, 6, K]
+            # A place that no window reaches weighs next to nothing, but where a centre has no pixels.
+            sums = torch.bmm(features, score.mT).add_(nowhere, alpha=_REST)  # [N, 6, K]
             means = sums / sums[:, 5:]
     numbers = torch.arange(number, device=device, dtype=torch.float32).expand(count, 1, -1)
     return torch.bmm(numbers, score)[:, 0]
