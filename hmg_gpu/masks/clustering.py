@@ -32,7 +32,7 @@ class Crops:
     Attributes:
         boxes: int64 [P, 4], rows (y0, x0, y1, x1), half open, inside the images.
         points: int64 [P, 2], rows (y, x), inside the boxes.
-        side: of the crops where only an image's border makes one smaller; 0: they have any size.
+        side: that most have, and so needs no padding; 0: they have any size.
         kept: int64 [P, 4], boxes that masks are cut to; None: the crops.
     """
 
@@ -45,7 +45,7 @@ class Crops:
         """Crops of one padded shape and one grid: their rows, the grid, the shape."""
         groups: dict[tuple[Grid, int, int], list[int]] = {}
         for row, extent in enumerate((self.boxes[:, 2:] - self.boxes[:, :2]).tolist()):
-            height, width = (self.side or -(-side // PADDED) * PADDED for side in extent)
+            height, width = (side if side == self.side else -(-side // PADDED) * PADDED for side in extent)
             groups.setdefault((grid_of(*extent), height, width), []).append(row)
         for (grid, height, width), rows in groups.items():
             yield np.array(rows), grid, height, width

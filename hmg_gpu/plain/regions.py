@@ -6,6 +6,8 @@ raster. What touches no large component waits for its neighbours to join one, ``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -40,11 +42,9 @@ def components(labels: Tensor, valid: Tensor, width: int) -> Tensor:
     kind = torch.int16 if pixels < 2**15 else torch.int32
     roots = torch.arange(pixels, dtype=kind, device=labels.device).expand(count, -1).contiguous()
     walls = []
-    for shift in _shifts(pixels, width):
-        apart = (labels[:, shift:] != labels[:, :-shift]) | ~(valid[:, shift:] & valid[:, :-shift])
-        if shift == 1:
-            apart |= _row_starts(pixels, width, labels.device)
-        walls.append((shift, apart.to(kind).mul_(torch.iinfo(kind).max)))
+    for shift, beside in _steps(pixels, width, labels.device):
+        joined = (labels[:, shift:] == labels[:, :-shift]) & valid[:, shift:] & valid[:, :-shift] & beside
+        walls.append((shift, (~joined).to(kind).mul_(torch.iinfo(kind).max)))
     readable = can_read(roots)
     for _ in range(pixels if readable else 2 * pixels.bit_length()):
         before = roots.clone()
@@ -120,11 +120,8 @@ def _join(owner: Tensor, small: Tensor, width: int, most: int, count: int) -> Te
     lone = torch.where(waits, small, 0)
     target = owner.clamp(max=most) * (count + 1)
     border = torch.zeros((planes, (most + 1) * (count + 1)), dtype=torch.int32, device=owner.device)
-    for shift in _shifts(pixels, width):
-        beside = torch.ones(pixels - shift, dtype=torch.int32, device=owner.device)
-        if shift == 1:
-            beside[width - 1 :: width] = 0
-        beside = beside.expand(planes, -1)
+    for shift, beside in _steps(pixels, width, owner.device):
+        beside = beside.int().expand(planes, -1)
         border.scatter_add_(1, target[:, :-shift] + lone[:, shift:], beside)
         border.scatter_add_(1, target[:, shift:] + lone[:, :-shift], beside)
     border = border.view(planes, most + 1, count + 1)[:, 1:]
@@ -134,11 +131,9 @@ def _join(owner: Tensor, small: Tensor, width: int, most: int, count: int) -> Te
     return torch.where(waits, chosen.long().gather(1, lone) * (lone > 0), owner)
 
 
-def _shifts(pixels: int, width: int) -> tuple[int, ...]:
-    """Between a pixel and its neighbours to the right and below, where there are any."""
-    return tuple(shift for shift in dict.fromkeys((1, width)) if shift < pixels)
-
-
-def _row_starts(pixels: int, width: int, device: torch.device) -> Tensor:
-    """bool [M - 1]: whether pixels 1, 2, ... begin a row, so that the one before is no neighbour."""
-    return torch.arange(1, pixels, device=device) % width == 0
+def _steps(pixels: int, width: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """From a pixel to its neighbour to the right and below: how far, and bool [M - step], whether there is one."""
+    if width > 1:
+        yield 1, torch.arange(1, pixels, device=device) % width != 0
+    if pixels > width:
+        yield width, torch.ones(pixels - width, dtype=torch.bool, device=device)
