@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.tensors import to_device
+
 ROUNDS = 10
 _FAR = 1e6  # outside a centre's window
 # The whole numbers of int(c - r) .. int(c + r + 1), the last excluded, lie within r + 0.5 of c - 0.5; one end is open.
@@ -108,12 +110,12 @@ def salted_lab(grey: Tensor, salt: Tensor, valid: Tensor, *, rescale: bool = Tru
         span = torch.where(high > low, high - low, 1)
         grey, white = (grey - low).div_(span), (1 - low) / span  # white is 1, but in a crop that is all salt
     linear, white = _linear(grey)[:, None], _linear(white)[:, None]  # [N, 1, M], [N, 1, 1]
-    weights = grey.new_tensor(_XYZ) / grey.new_tensor(_WHITE)[:, None]  # [3, 3]
+    weights = to_device(torch.tensor(_XYZ) / torch.tensor(_WHITE)[:, None], grey.device)  # [3, 3]
     xyz = torch.matmul(weights, salt)  # what salt has of each
     xyz.mul_(white - linear).addcmul_(weights.sum(1)[:, None], linear)
     companded = xyz.log().mul_(1 / 3).exp_()
     companded = torch.where(xyz > 0.008856, companded, xyz.mul_(7.787).add_(16 / 116))
-    lab = torch.matmul(grey.new_tensor(_LAB), companded)
+    lab = torch.matmul(to_device(torch.tensor(_LAB), grey.device), companded)
     lab[:, 0] -= 16
     return lab
 
@@ -165,10 +167,10 @@ def slic(lab: Tensor, valid: Tensor, width: int, grid: Grid, *, compactness: flo
     none = lab.new_zeros(())
     tie = torch.arange(number, device=device) * _TIE  # [K]
 
-    rows, columns = (torch.tensor(one, device=device, dtype=torch.float32) for one in (grid.rows, grid.columns))
     means = lab.new_zeros((count, 6, number))
-    means[:, 3:5] = torch.cartesian_prod(rows, columns).mT
-    nowhere = lab.new_tensor([0, 0, 0, *(-5.0 * side for side in (pixels, pixels)), 1])[:, None]
+    means[:, 3:5] = to_device(torch.cartesian_prod(torch.tensor(grid.rows), torch.tensor(grid.columns)), device).mT
+    far = -5.0 * pixels
+    nowhere = to_device(torch.tensor([0, 0, 0, far, far, 1]), device)[:, None]
     score = lab.new_empty((count, number, pixels))
     planes = score.view(count, number, height, width)
     best = lab.new_empty((count, 1, pixels))
