@@ -9,8 +9,8 @@ from hmg_gpu.plain.noise import chance, stream
 from hmg_gpu.plain.regions import point_regions
 from hmg_gpu.plain.slic import Grid, salted_lab, slic
 
-# Pixels times centres of the copies that are worked on at a time: small enough for a CPU's cache.
-_CELLS = {"cpu": 1 << 19}
+# Pixels times centres of the copies that are worked on at a time: small enough for a CPU's last cache.
+_CELLS = {"cpu": 1 << 20}
 
 _CELLS_ACCELERATOR = 1 << 23
 

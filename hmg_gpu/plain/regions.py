@@ -46,7 +46,7 @@ def components(labels: Tensor, valid: Tensor, width: int) -> Tensor:
         joined = (labels[:, shift:] == labels[:, :-shift]) & valid[:, shift:] & valid[:, :-shift] & beside
         walls.append((shift, (~joined).to(kind).mul_(torch.iinfo(kind).max)))
     readable = can_read(roots)
-    for _ in range(pixels if readable else 2 * pixels.bit_length()):
+    for turn in range(pixels if readable else 2 * pixels.bit_length()):
         before = roots.clone()
         for _ in range(_SWEEPS):
             for shift, wall in walls:
@@ -56,7 +56,7 @@ def components(labels: Tensor, valid: Tensor, width: int) -> Tensor:
         if not readable:
             roots = roots.scatter_reduce(1, before.long(), roots, "amin")
         roots = roots.gather(1, roots.long())
-        if readable and torch.equal(roots, before):
+        if readable and turn > 2 and torch.equal(roots, before):  # seldom sooner
             break
     return roots.long()
 
@@ -94,14 +94,11 @@ def point_regions(labels: Tensor, valid: Tensor, width: int, points: Tensor, seg
     owner, most = _numbered(large, roots, 3 * segments)  # the large component of every pixel; 0: none yet
     # Where components can be small, each large one has two thirds of (pixels / 2 / segments) or more, hence the bound.
     waiting, count = _numbered(small, roots, pixels)  # the small component of every pixel
-    for _ in range(TURNS):
-        if can_read(owner):
-            some = ((owner == 0) & (waiting > 0)).any(1).nonzero()[:, 0]
-            if not len(some):
-                break
-            owner[some] = _join(owner[some], waiting[some], width, most, count)
-        else:
+    for turn in range(TURNS):
+        if turn == 0 or not can_read(owner):
             owner = _join(owner, waiting, width, most, count)
+        elif len(some := ((owner == 0) & (waiting > 0)).any(1).nonzero()[:, 0]):
+            owner[some] = _join(owner[some], waiting[some], width, most, count)
     region = torch.where(owner == 0, -waiting, owner)
     return (region == region.gather(1, points[:, None])) & valid
 
