@@ -81,7 +81,7 @@ def point_regions(labels: Tensor, valid: Tensor, width: int, points: Tensor, seg
         >>> from hmg_gpu.plain.regions import point_regions
         >>> labels = torch.tensor([[1, 1, 0, 1, 2, 0]])  # two rows of three; the 2 joins the 1 around it
         >>> point_regions(labels, torch.ones(1, 6).bool(), 3, torch.tensor([0]), segments=1)
-        tensor([[ True,  True,  True,  True,  True,  True]])
+        tensor([[True, True, True, True, True, True]])
     """
     count, pixels = labels.shape
     roots = components(labels, valid, width)

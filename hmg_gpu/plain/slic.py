@@ -151,7 +151,7 @@ def slic(lab: Tensor, valid: Tensor, width: int, grid: Grid, *, compactness: flo
         >>> lab[0, 0] = torch.tensor([0, 0, 0, 0, 90, 90, 0, 0, 0, 0, 0, 0])
         >>> grid = Grid(rows=(0,), columns=(2, 5, 9), step=4, reach=(8, 8))
         >>> slic(lab, torch.ones(1, 12).bool(), 12, grid).int()
-        tensor([[0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 2, 2]], dtype=torch.int32)
+        tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2]], dtype=torch.int32)
     """
     count, pixels, number = len(lab), lab.shape[2], len(grid)
     height, device = pixels // width, lab.device
