@@ -132,8 +132,9 @@ def slic(lab: Tensor, valid: Tensor, width: int, grid: Grid, *, compactness: flo
         D = ((y - yk)^2 + (x - xk)^2) / S^2 + |lab - lab_k|^2 / compactness^2
 
     A centre takes pixels of the rows int(max(yk - r, 0)) .. int(min(yk + r + 1, height)), the last excluded, r being
-    the grid's reach, and of columns likewise; the lowest of equal ones wins. A centre without pixels takes none from
-    then on. Centres start without colour, so the first assignment goes by place alone.
+    the grid's reach, and of columns likewise; the lowest of equal ones wins. A pixel that no
+    window reaches goes to the nearest all the same. A centre without pixels takes none from then on. Centres start
+    without colour, so the first assignment goes by place alone.
 
     Args:
         lab: float32 [N, 3, M], M = height * width pixels of each crop, row by row.
