@@ -15,6 +15,7 @@ from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.lelcm import Lelcm as LelcmMaker
 from hmg_gpu.masks.makers.maker import Maker
+from hmg_gpu.masks.makers.mclc import Mclc, P2bMclc
 from hmg_gpu.masks.makers.pal import Pal as PalMaker
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.makers.points import Points
@@ -36,6 +37,8 @@ MAKERS: dict[str, type[Maker]] = {
     "lelcm": LelcmMaker,  # LELCM's first labels
     "com": Com,  # COM's level set
     "sam": Sam,  # Segment Anything, prompted by the points
+    "mclc": Mclc,  # clustering under noise (ICCV 2023)
+    "p2b-mclc": P2bMclc,  # the same in P2B's boxes
 }
 RULES: dict[str, type[Rule]] = {
     "union": Union,  # the paper's: FAF, then MDR (Sec. 3.2)
@@ -46,8 +49,8 @@ RULES: dict[str, type[Rule]] = {
 }
 MASKS_HELP = (
     "pmg; learned: by a student taught by PMG; learned:FILE: trained before; folder:PATH: any NAME.png; points: one "
-    "pixel each; pal: closed edges; lelcm: LELCM's first labels; com: COM's level set; sam:PATH: SAM's weights in a "
-    "folder"
+    "pixel each; mclc, p2b-mclc: clustering; pal: closed edges; lelcm: LELCM's first labels; com: COM's level set; "
+    "sam:PATH: SAM's weights in a folder"
 )
 RULES_HELP = (
     "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal, lelcm: labels that "
@@ -67,6 +70,8 @@ __all__ = [
     "LelcmMaker",
     "Lesps",
     "Maker",
+    "Mclc",
+    "P2bMclc",
     "Pal",
     "PalMaker",
     "Pmg",
@@ -103,7 +108,7 @@ def make_maker(text: str | Maker, **given: Any) -> Maker:
     if name not in MAKERS:
         raise InputError(f"masks {text!r}: expected one of {', '.join(MAKERS)}, or NAME:ARGUMENT")
     pmg = given.get("pmg")
-    if isinstance(pmg, Pmg) and MAKERS[name] is Pmg:
+    if isinstance(pmg, Pmg):
         given = {key: getattr(pmg, key) for key in pmg.settings()} | given
     return MAKERS[name].from_text(argument, **given)
 

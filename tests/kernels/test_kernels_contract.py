@@ -32,6 +32,9 @@ from hmg_gpu.masks.student.student import StudentSettings
 from hmg_gpu.masks.student.train import Course, _loss
 from hmg_gpu.models import build_model
 from hmg_gpu.models.predict import predict
+from hmg_gpu.plain.crf import mean_field
+from hmg_gpu.plain.mclc import target_probability
+from hmg_gpu.plain.slic import grid_of
 from hmg_gpu.updater.mask_updater import MaskUpdater
 from hmg_gpu.updater.selection import Selection
 
@@ -266,6 +269,20 @@ def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> N
             data.host_sizes = data.sizes
             with pytest.raises(Exception, match=r"synchronises|copies from|data-dependent"):
                 predict(OnDevice(), data, batch_size=2)
+
+
+@pytest.mark.parametrize("side", [21, 13])
+def test_mclc_holds_no_synchronisation(side: int, fake_device: str) -> None:
+    """From crops on the device to their masks: salt, SLIC, small pieces, the CRF; some of the crops are padded."""
+    with FakeTensorMode():
+        grey = torch.empty((2, 21 * 21), device=fake_device)
+        valid = torch.empty((2, 21 * 21), dtype=torch.bool, device=fake_device)
+        points = torch.empty(2, dtype=torch.int64, device=fake_device)
+        names = torch.empty(2, dtype=torch.int32, device=fake_device)
+        with NoSynchronisation(), torch.no_grad():
+            share = target_probability(grey, valid, 21, points, grid_of(side, side), names, repeats=3)
+            masks = mean_field(share, grey, valid, 21)
+            assert masks.shape == grey.shape and masks.dtype == torch.bool and masks.device.type == fake_device
 
 
 def test_the_mask_updater_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import peers, rules, student, target_loops
+from bench import loops, makers, peers, rules, student, target_loops
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -234,3 +234,24 @@ def test_loops_over_targets_give_the_masks_of_their_makers(capsys: pytest.Captur
         assert masks.any() and (masks ^ maker.masks(data).numpy()).sum() <= 0.01 * masks.sum()
     assert target_loops.main(["--images", "1", "--rounds", "1"]) == 0
     assert capsys.readouterr().out.count(" CPU ms a target, ") == len(target_loops.PAIRS)
+
+
+def test_makers_race_their_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    monkeypatch.setattr(loops, "REPEATS", 2)
+    monkeypatch.setitem(makers.RACES, "mclc", replace(makers.RACES["mclc"], maker="mclc:repeats=2"))
+    root = write_folder(tmp_path / "tiny")
+    common = ["--data", str(root), "--json", str(tmp_path / "found.json")]
+    assert makers.main(["--maker", "mclc", "--images", "2", "--rounds", "1", *common]) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert row["maker"]["points"] == 6 and row["loop"]["points"] == 2 and row["settings"]["repeats"] == 2
+    assert row["ratio"] == pytest.approx(row["maker"]["points_per_second"] / row["loop"]["points_per_second"])
+    assert min(row["maker"]["iou"], row["loop"]["iou"]) > 0.3  # both find the blobs
+    assert "makers against loops" in capsys.readouterr().out
+    assert makers.main(["--masks", "pmg", "mclc:repeats=1", "--seeds", "0", "1", *common]) == 0
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(one["masks"], len(one["measured"])) for one in rows] == [("pmg", 2), ("mclc:repeats=1", 2)]
+    assert rows[0]["measured"][0] == rows[0]["measured"][1] and rows[1]["makers"][1]["seed"] == 1
+    assert makers.main(["--masks", "magic", *common]) == 2 and "magic" in capsys.readouterr().err

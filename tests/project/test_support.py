@@ -44,6 +44,8 @@ WAYS = {  # maker -> what stands behind --masks; STUDENT, MASKS and SAM are path
     "lelcm": ["lelcm"],
     "com": ["com"],
     "sam": ["sam:SAM"],
+    "mclc": ["mclc:crop=9,repeats=2"],
+    "p2b-mclc": ["p2b-mclc:repeats=2"],
 }
 KEPT = "learned"  # the one that trains: in each command for itself, so its masks are the command's own
 

@@ -61,6 +61,10 @@ class Com(Maker):
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def paper_row(self) -> str | None:
+        return "COM"
+
     def masks(self, data: ImageSet) -> Tensor:
         return self._overwritten(data) if self.faithful else unite(data.images, self.each(data, data.points))
 

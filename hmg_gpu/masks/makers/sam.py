@@ -70,6 +70,10 @@ class Sam(Maker):
         if 0 < self.crop < 8:
             raise InputError(f"crop = {self.crop}: expected 0 or at least 8")
 
+    @property
+    def paper_row(self) -> str | None:
+        return "SAM vit_h"
+
     def fit(self, data: Sampled, *, folder: Path | None = None, progress: Steps | None = None) -> Sam:
         if self.segmenter is not None:
             return self
