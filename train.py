@@ -33,6 +33,7 @@ from hmg_gpu.data.source import load_split
 from hmg_gpu.models.checkpoints import quote, read_description
 from hmg_gpu.models.custom import as_option, is_custom
 from hmg_gpu.training import Settings, StopRequest, Training
+from hmg_gpu.training.check import check_run
 from hmg_gpu.training.estimate import estimate_seconds, in_words
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
 
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
         team.first(lambda: check_empty(folder))  # before this run's own files are there
     tell(console, settings, train, test, device, team)
 
+    if options.check:
+        return check(options, console, settings, train)
     with Screen(console, folder, settings, train, test) as screen:
         report = screen.report if team.rank == 0 else lambda event: None
         training = Training(settings, train, test, folder, report, team)  # points -> initial masks (Sec. 3.1)
@@ -88,15 +91,16 @@ def prepare(options: argparse.Namespace, team: Team) -> torch.device:
 
 
 def choose_settings(options: argparse.Namespace, console: Console, team: Team) -> tuple[Settings, Path | None]:
-    """The settings of the command line, or of the run that is resumed, and that run's folder."""
+    """The settings of the command line, or of the run that is resumed or checked, and that run's folder."""
     given = {field.name: value for field in fields(Settings) if (value := getattr(options, field.name)) is not None}
-    if not options.resume:
+    folder = options.resume or options.check
+    if not folder:
         defaults = SYNTHETIC if given.get("data", "synthetic") == "synthetic" else {}
         return Settings(**(defaults | given)), None
-    folder = options.resume
-    if given.keys() - {"model"} or options.out:
-        raise InputError("--resume takes every setting from the run; leave out the other options")
-    skipped = team.first(lambda: take_up(folder))
+    option = "--resume" if options.resume else "--check"
+    if given.keys() - {"model"} or options.out or (options.resume and options.check):
+        raise InputError(f"{option} takes every setting from the run; leave out the other options")
+    skipped = team.first(lambda: take_up(folder)) if options.resume else None
     if skipped:
         console.print(Text(skipped, "yellow"), soft_wrap=True)
     description = read_description(folder / "last.safetensors")
@@ -110,7 +114,7 @@ def choose_settings(options: argparse.Namespace, console: Console, team: Team) -
             f"{as_option(model)}"
         )
     if options.model not in (None, model):
-        raise InputError("--resume takes every setting from the run; leave out the other options")
+        raise InputError(f"{option} takes every setting from the run; leave out the other options")
     return Settings.from_dict(settings), folder
 
 
@@ -147,6 +151,21 @@ def begin(options: argparse.Namespace, training: Training, screen: Screen, conso
     else:
         about = {"settings": asdict(training.settings), "versions": provenance()}
         training.team.first(lambda: write_json(training.folder / "settings.json", about))
+
+
+def check(options: argparse.Namespace, console: Console, settings: Settings, train: ImageSet) -> int:
+    """Say whether the first epoch of a run comes out the same here."""
+
+    def report(event: dict[str, object]) -> None:
+        if event["event"] == "note":
+            say(console, event["text"])
+
+    with console.status("training the first epoch"):
+        found = check_run(options.check, settings, train, report)
+    for text in found:
+        say(console, text)
+    say(console, "the first epoch differs" if found else "the first epoch comes out the same, bit for bit")
+    return int(bool(found))
 
 
 @contextmanager
@@ -189,6 +208,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser, Settings, unset=True)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATASET-MODEL-seedN)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its settings")
+    text = "train the first epoch of the run in FOLDER again, and say whether it is the same and if not what differs"
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help=text)
     text = "with --resume: go on with points or pixels that changed since the run began; results say so"
     parser.add_argument("--changed-data", action="store_true", help=text)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")

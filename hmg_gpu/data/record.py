@@ -28,6 +28,14 @@ def record_of(data: ImageSet, masks: Tensor | None = None) -> dict[str, Tensor]:
     return record if masks is None else record | {MASKS: _checksums(data, masks)}
 
 
+def data_digest(record: Mapping[str, Tensor]) -> dict[str, str]:
+    """A CRC-32 of each part of a record, in hexadecimal, for results."""
+    return {
+        name.removeprefix("data."): f"{zlib.crc32(value.contiguous().numpy().tobytes()):08x}"
+        for name, value in record.items()
+    }
+
+
 def differences(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:
     """In words, what differs between two records of one set; empty where nothing does.
 

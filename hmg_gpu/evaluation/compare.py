@@ -126,7 +126,9 @@ def compare_maker(
             again = _now(data)
             maker.masks(data)
             taken = _now(data) - again
-        result = result or Compared(name, maker, mask, [], published=published(maker, data))
+        if result is None:
+            sees = " (sees ground truth)" if maker.about().get("ground_truth") else ""
+            result = Compared(name + sees, maker, mask, [], published=published(maker, data))
         result.maker = maker
         result.seeds.append(seed)
         result.rows.append(measure(mask, data) | {"sizes": sizes_by_maker(data, maker, mask)})

@@ -25,7 +25,7 @@ from hmg_gpu.common.parallel import ALONE, Team
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.common.tensors import to_device
 from hmg_gpu.data.batches import draw_epoch, mix_seed
-from hmg_gpu.data.record import record_of
+from hmg_gpu.data.record import data_digest, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
@@ -36,6 +36,7 @@ from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
 from hmg_gpu.training.state import TRAINED, check_data, check_labels, check_state, check_trained, keep_previous
 from hmg_gpu.training.step import TrainingStep, check_step, in_channels_last, synchronised
+from hmg_gpu.training.watch import diagnose, watch_labels
 from hmg_gpu.updater import MaskUpdater
 from hmg_gpu.updater.report import MaskChanges
 
@@ -114,7 +115,7 @@ class Training:
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu()
-        self._record = record_of(train, self.masks)
+        self.record = record_of(train, self.masks)
         self._new_network()
 
     def _maker(self) -> Maker:
@@ -175,7 +176,7 @@ class Training:
             return
         epochs, every = settings.epochs[self.stage], settings.update_every if number == 2 else 0
         while self.epoch < epochs and not self.over:
-            loss = self._train_epoch()
+            loss = self.train_epoch()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
             self.over = number == 1 and settings.start == "loss" and loss < settings.loss_below
@@ -207,7 +208,7 @@ class Training:
             self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
         self._close_stage()
 
-    def _train_epoch(self) -> float:
+    def train_epoch(self) -> float:
         """Train an epoch from the present step to its end; its mean loss."""
         settings, team = self.settings, self.team
         pool = None if self.updater is None else self.updater.pool
@@ -285,7 +286,13 @@ class Training:
         self._share_statistics()
         at = (self.epoch if self.stage else 0, max(1, self.settings.epochs[1]))
         how = {"head": -1, "autocast": self.settings.bf16, "at": at, "check": False}
+        before = self.masks
         changes = self.updater.update(self.network, "logits", **how)
+        line, warning = watch_labels(self.train, before, self.masks)
+        position = {"stage": self.stage + 1, "epoch": self.epoch}
+        self.report({"event": "note", "text": f"{STAGES[self.stage]}, epoch {self.epoch}: {line}"})
+        if warning:
+            self.report({"event": "message", **position, "text": f"{STAGES[self.stage]}: {warning}"})
         self._tell_pool("images are trained on from now on")
         return changes
 
@@ -324,19 +331,11 @@ class Training:
         """Say in plain words, once per stage and kind, that a network does not learn."""
         if row["epoch"] < max(1, self.settings.epochs[self.stage] // 10):
             return
-        findings = {
-            "flat": (row["loss"] > 0.97, f"the loss is still {row['loss']:.3f} after a tenth of the epochs"),
-            "empty": (row["foreground"] == 0, "the network predicts background everywhere"),
-            "full": (row["foreground"] > 0.5, "the network predicts foreground nearly everywhere"),
-        }
-        for kind, (applies, words) in findings.items():
+        for kind, words in diagnose(row).items():
             key = f"{self.stage} {kind}"
-            if applies and key not in self.warned:
+            if key not in self.warned:
                 self.warned.append(key)
-                cure = (
-                    "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
-                )
-                text = f"{STAGES[self.stage]}: {words}. If it stays so: {cure}."
+                text = f"{STAGES[self.stage]}: {words}"
                 self.report({"event": "message", "stage": row["stage"], "epoch": row["epoch"], "text": text})
 
     # --- state ---
@@ -390,6 +389,8 @@ class Training:
             "warned": self.warned,
             "data_changed": self.data_changed,
             "versions": provenance(),
+            "machine": {"device": self.device.type, "threads": torch.get_num_threads(), "ranks": self.team.ranks},
+            "data": data_digest(self.record),
         }
 
     def save(self, name: str = "last.safetensors", *, weights_only: bool = False) -> None:
@@ -407,7 +408,7 @@ class Training:
         if totals is not None:
             for number, state in self.optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-            tensors |= self._record | {"totals": totals}
+            tensors |= self.record | {"totals": totals}
             tensors["masks.current"] = self.masks
             if self.updater is not None and self.updater.rule.evolves:
                 tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
@@ -440,7 +441,7 @@ class Training:
         ):
             if value != ours:
                 raise InputError(f"{path}: {_difference(key, value, ours)}; resume with the run's own")
-        changed = check_data(path, tensors, self._record, go_on=changed_data)
+        changed = check_data(path, tensors, self.record, go_on=changed_data)
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
                 f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "

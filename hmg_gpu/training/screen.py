@@ -20,6 +20,7 @@ from hmg_gpu.evaluation.tables import mask_table, metrics_line
 from hmg_gpu.training.loop import Training
 from hmg_gpu.training.settings import Settings
 from hmg_gpu.training.state import PREVIOUS, recover
+from hmg_gpu.training.watch import verdict
 
 
 class Screen:
@@ -150,6 +151,8 @@ def finish(console: Console, training: Training, seconds: float) -> None:
         console.print(mask_table(f"Masks of the {len(train)} training images", results["masks"]))
     if tests := {name: results[name] for name in ("stage 1", "stage 2") if name in results}:
         console.print(mask_table("Network on the test images (last epoch of each stage)", tests))
+    if words := verdict(results):
+        console.print(Text(words, "yellow"), soft_wrap=True)
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(
         f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "

@@ -38,7 +38,7 @@ from hmg_gpu.updater.export import list_masks, write_masks
 from hmg_gpu.updater.loader import MaskLoader
 from hmg_gpu.updater.report import ACTIVE, COLUMNS, ENTERED, HYBRID, PREDICTION, MaskChanges, is_fault, judge
 from hmg_gpu.updater.selection import Key, Selection
-from hmg_gpu.updater.state import take_state
+from hmg_gpu.updater.state import make_state, take_state
 
 GUARD = 0.05
 
@@ -461,10 +461,9 @@ class MaskUpdater:
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an update depends on; loads with ``weights_only=True``. As in torch, tensors are not copied."""
+        """Everything an update depends on, copied, with a checksum; loads with ``weights_only=True``."""
         self._check_fault()
-        known = {"names": list(self.data.names), "settings": self._settings(), "points": self.data.points}
-        return known | self._tensors()
+        return make_state(self._settings(), self.data, self._tensors())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.

@@ -538,6 +538,12 @@ def test_state_of_another_set_is_refused() -> None:
     refused(lambda: stranger.load_state_dict(state), "points are others")
     refused(lambda: updater.load_state_dict({"masks": updater.masks}), "state_dict()")
     refused(lambda: updater.load_state_dict(state | {"masks": updater.masks.float()}), "masks is torch.float32")
+    for name in ("initial", "masks"):  # one pixel, as a flipped bit makes it
+        damaged = state[name].clone()
+        damaged[2, 3, 4] ^= True
+        refused(lambda damaged=damaged, name=name: updater.load_state_dict(state | {name: damaged}), "checksum")
+    updater.update_one(0, torch.ones(*updater.data.images.shape[1:]), "probabilities")  # in place
+    updater.load_state_dict(state)
 
 
 @pytest.fixture(scope="module")
@@ -598,7 +604,7 @@ def test_state_restores_the_probabilities(masks: str, student: Student, tmp_path
     updater.update(net, "logits")
     torch.save(updater.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state.keys() == {"names", "settings", "points", "initial", "masks", "soft"}
+    assert state.keys() == {"names", "settings", "points", "initial", "masks", "soft", "checksum"}
     assert state["settings"] == {
         "masks": maker.about(),
         "rule": {"rule": "soft", "radius": 30, "weight": 0.6},
