@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.masks.makers.by_hand import ByHand
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
 from hmg_gpu.masks.makers.maker import Maker
@@ -33,6 +34,7 @@ __all__ = [
     "MAKERS",
     "MASKS_HELP",
     "RULES",
+    "ByHand",
     "Evidence",
     "Folder",
     "Learned",
