@@ -77,6 +77,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, session: Session, port: int):
         self.routes = Routes(session)
         self.token = secrets.token_urlsafe(32)
+        self._open: set[Any] = set()
         self._idle: dict[Any, None] = {}  # connections without a request at work, the longest idle first
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()
@@ -105,13 +106,25 @@ class Server(ThreadingHTTPServer):
             if not self._free.acquire(timeout=1):
                 self.shutdown_request(request)
                 return
+        with self._lock:
+            self._open.add(request)
         super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        """End every connection, too."""
+        super().server_close()
+        with self._lock:
+            for connection in self._open:
+                with suppress(OSError):
+                    connection.shutdown(2)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.idle(request, False)
+            with self._lock:
+                self._idle.pop(request, None)
+                self._open.discard(request)
             self._free.release()
 
     def idle(self, connection: Any, is_idle: bool) -> None:

@@ -20,7 +20,7 @@ const list = new ImageList(
   { list: find("list"), rows: find("rows"), filter: find("filter"), sort: find("sort"), progress: find("progress") },
   (row) => open(row),
 );
-const edits = new Edits({ state: () => state, show, refresh, said });
+const edits = new Edits({ state: () => state, show, refresh, said, fail });
 
 let about = null;
 let state = { row: null };
@@ -79,7 +79,8 @@ async function show(found) {
     picture.setPoints(found.points);
     picture.setPreview(null, null);
     if (!found.points.some((point) => point.id === picture.chosen)) picture.chosen = null;
-    picture.draw();
+    picture.drawMarks();
+    message("");
     showState();
   }
 }
@@ -103,13 +104,13 @@ function showState() {
   find("saved").classList.toggle("bad", Boolean(state.saving));
   for (const way of ["undo", "redo"]) document.querySelector(`[data-do=${way}]`).disabled = !state[way];
   list.setCount(row, points.length);
-  showPoints(find("points"), points, picture.chosen, about.extent, { choose, resize, remove: removePoint });
+  showPoints(find("points"), points, picture.chosen, about.extent, { choose, resize, resizeBy, remove: removePoint });
   if (picture.chosen !== null) explain(points.find((point) => point.id === picture.chosen));
 }
 
 function choose(id) {
   picture.chosen = id;
-  picture.draw();
+  picture.drawMarks();
   showState();
 }
 
@@ -138,6 +139,7 @@ let dragged = null; // {id, pixel} of the point that the mouse holds
 let previewing = false;
 
 async function press(pixel, point, since) {
+  saveExtent();
   picture.cursor = null;
   if (point) {
     dragged = { id: point.id, pixel: null };
@@ -145,12 +147,11 @@ async function press(pixel, point, since) {
     return;
   }
   const mine = (dragged = { id: null, pixel: null });
-  const known = new Set(state.points.map((one) => one.id));
-  const after = await edits.change("add", { ...pixel, extent: null });
-  const added = after?.points.find((one) => !known.has(one.id));
-  if (!added) return;
-  mine.id = added.id;
-  choose(added.id);
+  const chooseNew = (after) => {
+    const known = new Set(state.points.map((one) => one.id));
+    mine.id = picture.chosen = after.points.find((one) => !known.has(one.id)).id;
+  };
+  if (!(await edits.change("add", { ...pixel, extent: null }, chooseNew))) return;
   requestAnimationFrame(() => performance.measure("click to mask", { start: since, end: performance.now() }));
   if (mine.released && mine.pixel) edits.change("move", { id: mine.id, ...mine.pixel });
 }
@@ -177,7 +178,7 @@ async function preview(id, place) {
     const shown = await post("/api/preview", { row: state.row, y: place.y, x: place.x, extent: place.extent });
     if (dragged?.id === id || resized?.id === id) {
       picture.setPreview(id, shown);
-      picture.draw();
+      picture.drawMarks();
     }
   } catch (error) {
     fail(error);
@@ -201,20 +202,14 @@ function removePoint(id) {
 let resized = null; // {id, extent}, not saved yet
 let saving = null;
 
-// An extent that is saved when the wheel rests; null: the set's own.
-function resize(id, extent, wait = 0) {
-  const point = state.points.find((one) => one.id === id);
-  if (!point) return;
-  const most = about.max_extent;
-  resized = { id, extent: extent === null ? null : Math.min(most, Math.max(1, extent)) };
+// Show a point with an extent (null: the set's own) and save it when wheel and keys rest.
+function resize(point, extent) {
+  if (resized && resized.id !== point.id) saveExtent();
+  resized = { id: point.id, extent: extent === null ? null : Math.min(about.max_extent, Math.max(1, extent)) };
+  preview(point.id, { ...point, extent: resized.extent });
+  said(`extent ${resized.extent ?? about.extent}`);
   clearTimeout(saving);
-  if (wait) {
-    preview(id, { ...point, extent: resized.extent });
-    said(`extent ${resized.extent}`);
-    saving = setTimeout(saveExtent, wait);
-  } else {
-    saveExtent();
-  }
+  saving = setTimeout(saveExtent, PAUSE);
 }
 
 function saveExtent() {
@@ -226,15 +221,15 @@ function saveExtent() {
   if (point && point.extent !== extent) edits.change("extent", { id, extent });
 }
 
-function resizeBy(point, step, wait = 0) {
-  const target = point ?? state.points.find((one) => one.id === picture.chosen);
+function resizeBy(point, step) {
+  const target = point ?? chosenPoint();
   if (!target) {
     said("choose a point first");
     return;
   }
   if (picture.chosen !== target.id) choose(target.id);
   const now = (resized?.id === target.id ? resized.extent : target.extent) ?? about.extent;
-  resize(target.id, now + step, wait);
+  resize(target, now + step);
 }
 
 // ---- contrast
@@ -272,8 +267,8 @@ const actions = {
     if (row === null) said("no doubtful image that was not looked at");
     else open(row);
   },
-  undo: () => edits.back("undo"),
-  redo: () => edits.back("redo"),
+  undo: () => back("undo"),
+  redo: () => back("redo"),
   remove: () => (chosenPoint() ? removePoint(picture.chosen) : said("choose a point first")),
   shorter: () => resizeBy(null, -1),
   longer: () => resizeBy(null, 1),
@@ -292,7 +287,7 @@ const actions = {
     const { cursor } = picture;
     const point = state.points.find((one) => one.y === cursor.y && one.x === cursor.x);
     if (point) choose(point.id);
-    else press(cursor, null, since).then(() => (picture.cursor = cursor) && picture.draw());
+    else press(cursor, null, since).then(() => (picture.cursor = cursor) && picture.drawMarks());
     release();
   },
   arrow: (down, right, event) => {
@@ -334,6 +329,11 @@ const actions = {
   exportMasks,
   help: () => find("help").showModal(),
 };
+
+function back(way) {
+  saveExtent();
+  edits.back(way);
+}
 
 function within(y, x) {
   const hold = (at, side) => Math.min(side - 1, Math.max(0, at));
@@ -448,7 +448,7 @@ async function begin() {
     pan: (right, down) => picture.pan(right, down),
     zoom: (factor, x, y) => picture.zoom(factor, x, y),
     window: (right, up) => changeContrast(() => contrast.drag(right, up)),
-    resize: (point, step) => resizeBy(point, step, PAUSE),
+    resize: resizeBy,
   });
   listenToKeys(actions, find("list"));
   window.addEventListener("focus", refresh);

@@ -3,7 +3,7 @@
 import { post, Refused } from "./api.js";
 
 export class Edits {
-  // `page`: state() the shown image's, show(state), refresh(), said(text, bad)
+  // `page`: state() the shown image's, show(state), refresh(), said(text), fail(error)
   constructor(page) {
     this.page = page;
     this.last = Promise.resolve();
@@ -15,13 +15,15 @@ export class Edits {
     return this.last;
   }
 
-  change(what, values) {
+  // `first` sees the answer before it is shown.
+  change(what, values, first = () => {}) {
     const { row } = this.page.state();
     return this.queue(async () => {
       const state = this.page.state();
       if (state.row !== row) return null; // another image was opened meanwhile
       const body = { row, revision: state.revision, what, ...values };
       const after = await post("/api/edit", body);
+      first(after);
       this.page.show(after);
       return after;
     });
@@ -43,7 +45,7 @@ export class Edits {
   }
 
   async failed(error) {
-    this.page.said(error.message, true);
+    this.page.fail(error);
     if (error instanceof Refused && error.status !== 500) await this.page.refresh();
     return null;
   }

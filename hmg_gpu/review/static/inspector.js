@@ -45,7 +45,7 @@ export function drawHistogram(canvas, contrast) {
   context.fillText(text, width - context.measureText(text).width - 4, 11);
 }
 
-// The table of points; `actions` has choose, resize(id, extent), remove.
+// The table of points; `actions` has choose(id), resize(point, extent), resizeBy(point, step), remove(id).
 export function showPoints(place, points, chosen, extent, actions) {
   place.replaceChildren();
   if (!points.length) {
@@ -64,16 +64,16 @@ export function showPoints(place, points, chosen, extent, actions) {
     const own = point.extent !== null;
     const now = point.extent ?? extent;
     const length = button(String(now), own ? "Extent by hand; click for the set's own" : "Extent of all points", () =>
-      actions.resize(point.id, null),
+      actions.resize(point, null),
     );
     length.className = own ? "own" : "";
     length.disabled = !own;
     row.append(
       where,
       area,
-      button("−", "Shorter extent", () => actions.resize(point.id, now - 1)),
+      button("−", "Shorter extent", () => actions.resizeBy(point, -1)),
       length,
-      button("+", "Longer extent", () => actions.resize(point.id, now + 1)),
+      button("+", "Longer extent", () => actions.resizeBy(point, 1)),
       button("✕", "Remove this point", () => actions.remove(point.id)),
     );
     place.append(row);
