@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import peers, student
+from bench import peers, review, student
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -147,6 +147,14 @@ def test_plots_of_sweeps(tmp_path: Path) -> None:
     figures = run_case(case, seconds=0)
     (path,) = write_plots(tmp_path, [case], {"figures": figures, "exponents": exponents(figures)})
     assert path.name == "throughput-made-up.png" and Image.open(path).size[0] > 800
+
+
+@pytest.mark.slow
+def test_the_review_of_many_images_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = review.make_images(tmp_path, 4, 64)
+    review.measure(tmp_path, points, asked=3)
+    shown = capsys.readouterr().out
+    assert "address after" in shown and shown.count("memory") == 2
 
 
 # ---- students -------------------------------------------------------------------------------------------------------

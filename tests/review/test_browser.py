@@ -412,7 +412,7 @@ def test_a_large_image_of_16_bits(browser: Browser, tmp_path: Path, rng: np.rand
     (tmp_path / "large" / "images").mkdir(parents=True)
     pixels = rng.integers(9000, 9100, (4096, 4096)).astype(np.uint16)
     pixels[2000:2006, 3000:3008] += 900
-    Image.fromarray(pixels).save(tmp_path / "large" / "images" / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "large" / "images" / "a.png", compress_level=0)
     with served(tmp_path / "large", tmp_path / "p.csv") as client:
         page = Page(browser, client, tmp_path / "large" / "images")
         page.open()
