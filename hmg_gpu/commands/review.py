@@ -40,8 +40,9 @@ def review(options: argparse.Namespace, console: Console) -> int:
             open_session(gallery, maker, save, export, points) as session,
             serve(session, options.port) as address,
         ):
-            counts = [len(clicks) for clicks in session.history.points.values()]
-            say(console, f"{len(gallery.names)} images, {sum(counts)} points, saved in {save}")
+            count, steps_known = sum(map(len, session.history.points.values())), len(session.history.steps)
+            more = f"; goes on where it was left, {steps_known} steps can be undone" if steps_known else ""
+            say(console, f"{len(gallery.names)} images, {count} points, saved in {save}{more}")
             say(console, f"masks: {maker}")
             say(console, f"open {address}")
             say(console, "Ctrl-C ends it")

@@ -6,20 +6,26 @@ import http.client
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_tools import run
 from tiny import write_folder
 
-from hmg_gpu.data import read_image
+from hmg_gpu.data import pack_folder, read_image
 from hmg_gpu.data.points.csv_file import extents
 from hmg_gpu.review import server
 from hmg_gpu.review.saving import read_rows
+from tests.review.browser import read_until
 from tests.review.served import Client, served
 
 
@@ -44,7 +50,7 @@ def test_the_page_and_its_files(client: Client) -> None:
     assert cookie == f"hmg_review_{client.port}={client.token}; HttpOnly; SameSite=Strict; Path=/"
     assert "default-src 'none'" in headers["content-security-policy"] and headers["referrer-policy"] == "no-referrer"
     names = [name for name in os.listdir(Path(server.__file__).parent / "static")]
-    assert len(names) == 13
+    assert len(names) == 14
     for name in names:
         status, headers, body = client.ask("GET", f"/static/{name}")
         assert status == 200 and body and headers["x-content-type-options"] == "nosniff"
@@ -260,6 +266,45 @@ def test_an_answer_that_fails_is_one_line(client: Client, monkeypatch: pytest.Mo
     monkeypatch.setattr(client.session.masks, "make", lambda *_: 1 / 0)
     found = client.edit(0, "add", 500, y=9, x=9)
     assert found["error"] == "ZeroDivisionError: division by zero"
+
+
+# ---- the command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "store"])
+def test_the_command_from_start_to_end(packed: bool, root: Path, tmp_path: Path) -> None:
+    images = root
+    if packed:
+        images = tmp_path / "t.h5"
+        pack_folder(root, images)
+    command = ["review", "--images", images, "--points", "masks_centroid", "--save", tmp_path / "p.csv", "--extent", 8]
+    words = list(map(str, [sys.executable, "-u", "-m", "hmg_gpu", *command, "--no-browser"]))
+    for begun in (False, True):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            first = process.stdout.readline()
+            count = 6 if packed else 8
+            assert first.startswith(f"{count} images, {count + begun} points, saved in {tmp_path / 'p.csv'}")
+            assert ("goes on where it was left, 1 steps can be undone" in first) == begun
+            client = Client(read_until(process, lambda line: re.search(r"open (\S+)", line)))
+            if not begun:
+                client.edit(0, "add", y=3, x=4)
+            client.post("/api/export", {})
+            while (found := client.get("/api/export"))["state"] == "running":
+                time.sleep(0.05)
+            assert found["state"] == "done" and found["changes"] == 1, found
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130 and "written are whole" in process.stderr.read()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+    assert run(*shlex.split(found["command"])[1:-2], "--out", tmp_path / "again", "--device", "cpu") == 0
+    pictures = list((tmp_path / "again").glob("*.png"))
+    assert len(pictures) == count
+    assert all(path.read_bytes() == (tmp_path / "p_masks" / path.name).read_bytes() for path in pictures)
 
 
 # ---- kill -9

@@ -59,10 +59,21 @@ async function open(row) {
     explain(null);
     ahead(list.step(1));
   } catch (error) {
-    if (turn === opening) fail(error);
+    if (turn === opening) showNothing(row, error);
   } finally {
     clearTimeout(slow);
   }
+}
+
+// An image that cannot be shown takes no clicks.
+function showNothing(row, error) {
+  state = { row: null, points: [] };
+  picture.clear();
+  find("name").textContent = about.names[row];
+  find("facts").textContent = `${row + 1} of ${about.names.length}`;
+  showPoints(find("points"), [], null, about.extent, {});
+  find("why").hidden = true;
+  message(error.message, true);
 }
 
 // Read the next image while this one is looked at.
@@ -72,7 +83,7 @@ function ahead(row) {
 
 // Show an answer of the server; one about another image opens it.
 async function show(found) {
-  if (found.row === null) await refresh();
+  if (found.row === null) await refresh(); // it was done to an image of another folder
   else if (found.row !== state.row) await open(found.row);
   else {
     state = found;
@@ -379,7 +390,7 @@ function message(text, bad = false) {
 }
 
 function fail(error) {
-  if (error instanceof Unreachable || state.row !== list.current) message(error.message, true);
+  if (error instanceof Unreachable) message(error.message, true);
   else said(error.message, true);
 }
 

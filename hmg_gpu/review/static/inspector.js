@@ -2,7 +2,7 @@
 
 const COLOURS = { line: "#3a434d", vmax: "#e6edf3", vavg: "#7d8894", threshold: "#ffb454", box: "#8fb8ff", p: "#3ddbc0" };
 
-// A canvas of the size that style.css gives it, ready to draw in screen pixels.
+// A canvas of the size that panels.css gives it, ready to draw in screen pixels.
 function prepare(canvas) {
   const ratio = window.devicePixelRatio || 1;
   const { clientWidth: width, clientHeight: height } = canvas;

@@ -1,6 +1,6 @@
 // The list of images: of any number only the rows in sight exist, and thumbnails are asked for when they rest there.
 
-const HEIGHT = 64; // of a row, as in style.css
+const HEIGHT = 64; // of a row, as in panels.css
 const REST = 80; // milliseconds
 
 export class ImageList {

@@ -48,6 +48,17 @@ export class Picture {
     if (!same || this.fitted) this.fit();
   }
 
+  // No image.
+  clear() {
+    this.image = null;
+    this.points = [];
+    this.cursor = this.chosen = this.preview = null;
+    for (const context of [this.picture, this.marks]) {
+      context.setTransform(1, 0, 0, 1, 0, 0);
+      context.clearRect(0, 0, context.canvas.width, context.canvas.height);
+    }
+  }
+
   shade(contrast) {
     const { width, height } = this.image;
     const table = contrast.table();
