@@ -132,7 +132,8 @@ class Session:
         """What PMG saw at a point; see :meth:`PointMasks.explain`."""
         name, pixels = self._name(row), self.gallery.pixels(row)
         click = self._find(self.history.points.get(name, ()), number)
-        return self.masks.explain(pixels, click.y, click.x, click.extent) | {"id": number}
+        place = click[1:]
+        return self._kept.get(("why", row, *place), lambda: self.masks.explain(pixels, *place), lambda _: 8000)
 
     # ---- changes
 
@@ -183,7 +184,6 @@ class Session:
         self.saver.wake()
         if row is None:  # of an image that is not in this folder
             return {"row": None}
-        self.doubts.used()
         self.doubts.ask([row])
         return self.state(row)
 
@@ -238,6 +238,8 @@ class Session:
         raise InputError(f"there is no point {number} in this image; reload the page")
 
     def _name(self, row: int) -> str:
+        """The name of an image that somebody asks for."""
+        self.doubts.used()
         if not 0 <= row < len(self.gallery.names):
             raise InputError(f"image {row}: expected 0 to {len(self.gallery.names) - 1}")
         return self.gallery.names[row]
