@@ -5,7 +5,7 @@ Environment:
     HMG_CHECKPOINTS  folder that holds the published LESPS weights and conformance.json
 
 Tests that need one of them skip where it is not set. Where both are set (CI), a skipped test fails the run, unless it
-is marked `gpu`. A test that a `-m` expression leaves out is not skipped: it is not part of the run.
+is marked `gpu` or `browser`. A test that a `-m` expression leaves out is not skipped: it is not part of the run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
     # Whether a kernel is interpreted is decided when it is decorated, so before any test module imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+MAY_SKIP = ("gpu", "browser")  # what a machine may lack, with or without the data
 SKIPPED = pytest.StashKey[list[str]]()
 
 
@@ -60,6 +61,7 @@ def rng() -> np.random.Generator:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped without one")
+    config.addinivalue_line("markers", "browser: needs Chromium and chromedriver, skipped without them")
     config.addinivalue_line("markers", "slow: left out by default")
     config.stash[SKIPPED] = []
     torch.set_num_threads(1)  # tests work on small tensors: threads that wait for each other only slow them down
@@ -82,8 +84,8 @@ def skip_line(where: str, report: pytest.TestReport | pytest.CollectReport) -> s
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
-    expected_failure = hasattr(report, "wasxfail")
-    if report.skipped and not expected_failure and not item.get_closest_marker("gpu"):
+    may_skip = hasattr(report, "wasxfail") or any(map(item.get_closest_marker, MAY_SKIP))
+    if report.skipped and not may_skip:
         item.config.stash[SKIPPED].append(skip_line(item.nodeid, report))
     return report
 

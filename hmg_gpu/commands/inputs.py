@@ -21,6 +21,7 @@ from hmg_gpu.data import (
     find_images,
     load_images,
     load_points,
+    read_extents,
     read_image,
     read_points,
     store_splits,
@@ -117,6 +118,7 @@ class Source:
         names: N stems. files: their files' names. sizes: their (height, width).
         points: int64 [n, 2], rows (y, x), by name.
         dataset: the data set's name.
+        extents: L_ep of single points by pixel (y, x), by name, where a CSV gives them.
     """
 
     names: list[str]
@@ -124,6 +126,7 @@ class Source:
     sizes: list[tuple[int, int]]
     points: Mapping[str, np.ndarray]
     dataset: str
+    extents: Mapping[str, Mapping[tuple[int, int], int]]
     _images: Any  # Images of a folder, or a split of a store
 
     def read(self, rows: Sequence[int], normalisation: tuple[float, float] | None = None) -> ImageSet:
@@ -188,12 +191,13 @@ def open_source(
         InputError: as the readers; or there is no such split.
     """
     if images.suffix != ".h5" or images.is_dir():
-        paths = _listed(images, split, names)
+        paths = listed_images(images, split, names)
         names = [path.stem for path in paths]
         sizes = [header[:2] for header in map_files(read_header, paths)]
         coordinates = read_points(points, form, names, sizes)
         folder = Images(paths, coordinates, 1)
-        yield Source(names, [path.name for path in paths], sizes, coordinates, folder.dataset, folder)
+        extents = _extents(points, form)
+        yield Source(names, [path.name for path in paths], sizes, coordinates, folder.dataset, extents, folder)
         return
     if names is not None:
         raise InputError(f"--list {names}: {images} is a packed .h5, which has splits; use --split, or leave it out")
@@ -208,11 +212,21 @@ def open_source(
             coordinates = {name: reader.points[ends[row] : ends[row + 1], 1:] for row, name in enumerate(reader.names)}
         else:
             coordinates = read_points(points, form, reader.names, sizes)
-        yield Source(list(reader.names), list(reader.names), sizes, coordinates, reader.dataset, reader)
+        extents = {} if packed else _extents(points, form)
+        names = list(reader.names)
+        yield Source(names, names, sizes, coordinates, reader.dataset, extents, reader)
 
 
-def _listed(images: Path, split: str | None, names: Path | None) -> list[Path]:
-    """The images of a folder, or those of a split or a list."""
+def _extents(points: Path, form: str | None) -> dict[str, dict[tuple[int, int], int]]:
+    return read_extents(points) if form in (None, "csv") else {}
+
+
+def listed_images(images: Path, split: str | None, names: Path | None) -> list[Path]:
+    """The images of a folder, or those of a split of its data set, or those that a text file lists.
+
+    Raises:
+        InputError: no such folder, split or list, or an image that is listed but missing.
+    """
     paths = find_images(images)
     if split is None and names is None:
         return paths

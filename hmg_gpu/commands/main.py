@@ -1,4 +1,4 @@
-"""hmg-gpu: pixel masks from images and one click per target; packing and looking over a data set.
+"""hmg-gpu: pixel masks from images and one click per target; a page to click on; packing and checking a data set.
 
 Exit code: 0 all well, 1 hmg-gpu check found something, 2 an error (said in one line), 130 stopped by Ctrl-C.
 """
@@ -17,6 +17,7 @@ from hmg_gpu.commands.coco import FORMS
 from hmg_gpu.commands.masks import masks
 from hmg_gpu.commands.options import add_machine_options, add_mask_options, add_network_options, at_least_one
 from hmg_gpu.commands.pack import pack
+from hmg_gpu.commands.review import review
 from hmg_gpu.common.console import tell_error
 from hmg_gpu.common.errors import HMGError
 from hmg_gpu.data.points.formats import READERS
@@ -69,6 +70,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_network_options(sub)
     sub.add_argument("--batch", type=at_least_one, default=16, help="images held at a time (default: %(default)s)")
     add_machine_options(sub)
+
+    sub = add(review, "--images frames --points clicks.csv")
+    sub.add_argument("--images", type=Path, required=True, metavar="PATH", help="folder of images, or a packed .h5")
+    sub.add_argument("--split", help="as of hmg-gpu masks")
+    sub.add_argument("--list", type=Path, metavar="FILE", help="only these images of a folder: one stem a line")
+    text = "to begin with, as of hmg-gpu masks; a CSV is also where they are saved, and may be new"
+    sub.add_argument("--points", type=Path, metavar="PATH", help=text)
+    text = "where points are saved (default: --points where it is a CSV, else NAME_clicks.csv)"
+    sub.add_argument("--save", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--truth", type=Path, metavar="DIR", help="ground truth NAME.png (default: masks/ beside images/)")
+    add_mask_options(sub, rule=False)
+    sub.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: any that is free)")
+    sub.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
+    add_machine_options(sub, device=False)
 
     sub = add(pack, "data/NUAA-SIRST NUAA.h5")
     sub.add_argument("data", type=Path, help="folder with images/, img_idx/ and, where there are, masks/ and points")

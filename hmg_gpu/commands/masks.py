@@ -31,7 +31,7 @@ from hmg_gpu.data.images import map_files
 from hmg_gpu.data.prefetch import prefetch
 from hmg_gpu.evaluation.detector import predict_masks
 from hmg_gpu.evaluation.pictures import draw_sheet
-from hmg_gpu.masks import Maker
+from hmg_gpu.masks import ByHand, Maker, Pmg
 from hmg_gpu.plain.components import connected_components
 
 SHEET = 8  # images on an overlay sheet
@@ -133,6 +133,8 @@ def _check_input(options: argparse.Namespace, source: Source) -> PointReport:
 def _fit(options: argparse.Namespace, console: Console, team: Team, source: Source) -> Maker:
     """The maker with all that depends on the data settled, on one rank first; a student is kept beside the masks."""
     (maker,) = make_makers(options)
+    if source.extents and maker.needs_points:
+        maker = ByHand(maker, Pmg(half_width=options.half_width, alpha=options.alpha), source.extents)
 
     def fit(progress: Any = None) -> None:
         maker.fit(source, folder=options.out, progress=progress)

@@ -16,19 +16,23 @@ from hmg_gpu.models.predict import PADDINGS
 from hmg_gpu.models.views import VIEWS
 
 
-def add_mask_options(parser: argparse.ArgumentParser, *, several: bool = False, extent: str | None = None) -> None:
+def add_mask_options(
+    parser: argparse.ArgumentParser, *, several: bool = False, extent: str | None = None, rule: bool = True
+) -> None:
     """--masks, --rule, and the settings of PMG and FAF.
 
     Args:
         several: --masks takes more than one.
         extent: its default; None: the paper's for the data set.
+        rule: whether predictions are corrected: --rule and the settings of FAF.
     """
     more = {"nargs": "+"} if several else {}
     text = f"initial masks by {MASKS_HELP} (default: pmg)"
     parser.add_argument("--masks", default=["pmg"] if several else "pmg", metavar="MAKER", help=text, **more)
-    parser.add_argument("--rule", choices=RULES, default="union", help=f"{RULES_HELP} (default: %(default)s)")
     add_options(parser, Pmg, "extent", "half_width", "alpha", defaults={"extent": extent})
-    add_options(parser, Union, "radius")
+    if rule:
+        parser.add_argument("--rule", choices=RULES, default="union", help=f"{RULES_HELP} (default: %(default)s)")
+        add_options(parser, Union, "radius")
 
 
 def add_network_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:

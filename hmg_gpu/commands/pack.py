@@ -23,7 +23,7 @@ def pack(options: argparse.Namespace, console: Console) -> int:
     if options.out.suffix != ".h5":
         raise InputError(f"{options.out}: expected a name that ends in .h5; the other commands know a store by it")
     with (
-        one_writer(options.out, lambda text: say(console, text)),
+        one_writer(options.out, lambda text: say(console, text), file=True),
         console.status(f"packing {escape(str(options.data))}"),
     ):
         pack_folder(options.data, options.out, points=options.points, dataset=options.dataset)

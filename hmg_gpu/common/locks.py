@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,15 +16,18 @@ from hmg_gpu.common.files import write_text
 
 
 @contextmanager
-def one_writer(path: str | os.PathLike, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def one_writer(
+    path: str | os.PathLike, tell: Callable[[str], None] = lambda text: None, *, file: bool = False
+) -> Iterator[None]:
     """Hold a folder, or a file that is to be written, for this process alone while the block runs.
 
     The operating system lets go of the lock when its process dies, however it does. On a file system without such locks
     (some network file systems) a file stands for the lock, which a crash leaves behind; ``tell`` is called then.
 
     Args:
-        path: a folder, made where it is missing; or a file, if its name has a suffix and no folder is called so.
+        path: a folder, made where it is missing.
         tell: called with one line where an owner has died or where the lock is such a file.
+        file: ``path`` is a file; others in its folder are not held.
 
     Raises:
         InputError: another process holds it; the text names its process id and host.
@@ -38,8 +41,7 @@ def one_writer(path: str | os.PathLike, tell: Callable[[str], None] = lambda tex
         hmg_gpu.common.errors.InputError: ...
     """
     path = Path(path)
-    is_file = path.suffix != "" and not path.is_dir()
-    folder, name = (path.parent, f".{path.name}") if is_file else (path, ".hmg")
+    folder, name = (path.parent, f".{path.name}") if file else (path, ".hmg")
     lock_file, owner_file = folder / f"{name}.lock", folder / f"{name}.owner"
     made = not folder.exists()
     try:
@@ -52,7 +54,7 @@ def one_writer(path: str | os.PathLike, tell: Callable[[str], None] = lambda tex
         before = _owner(owner_file)
         if before is not None:  # its process ended without letting go
             tell(f"{path}: process {before['process']} on {before['host']} died while it wrote here; going on")
-        write_text(owner_file, json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        write_text(owner_file, json.dumps({"process": os.getpid(), "host": platform.node()}))
         yield
     finally:
         owner_file.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.masks.makers.by_hand import ByHand
 from hmg_gpu.masks.makers.com import Com
 from hmg_gpu.masks.makers.folder import Folder
 from hmg_gpu.masks.makers.learned import Learned
@@ -62,6 +63,7 @@ __all__ = [
     "MASKS_HELP",
     "RULES",
     "RULES_HELP",
+    "ByHand",
     "Com",
     "Evidence",
     "Folder",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,14 +16,32 @@ _GROUP_PIXELS = {"cpu": 1 << 17}
 _GROUP_PIXELS_ACCELERATOR = 1 << 25
 
 
+class Search(NamedTuple):
+    """What P2B saw on its way to a box. Directions: left, right, up, down; K = extent + 1, index 0 is the point.
+
+    Attributes:
+        vmax: float32 [P, 4, K], the largest of the pixels across; beyond ``reach`` a value repeats.
+        vsum: float64 [P, 4, K], their sums.
+        reach: int64 [P, 4], how far the region goes before the image ends.
+        border: int64 [P, 4], e + 1, where the strongest change ends.
+        boxes: int64 [P, 4], rows (y0, x0, y1, x1), half open.
+    """
+
+    vmax: Tensor
+    vsum: Tensor
+    reach: Tensor
+    border: Tensor
+    boxes: Tensor
+
+
 def point_to_box(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Tensor:
     if len(points) == 0:
         return points.new_zeros((0, 4))
     group = max(1, _group_pixels(images) // (4 * (extent + 1) * (2 * half_width + 1)))
-    return torch.cat([_search(images, rows, extent, half_width, sizes) for rows in points.split(group)])
+    return torch.cat([search(images, rows, extent, half_width, sizes).boxes for rows in points.split(group)])
 
 
-def _search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Tensor:
+def search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Search:
     """P2B for one group of points: the four directions are one more axis of the tensors."""
     image, y, x, height, width, inside = _locate(images, points, sizes)
     along = torch.arange(-extent, extent + 1, device=points.device)  # [S], both ways at once
@@ -70,7 +90,7 @@ def _search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes:
 
     left, right, up, down = boundary.unbind(1)
     boxes = torch.stack((y - up, x - left, y + down + 1, x + right + 1), dim=1)
-    return boxes * inside[:, None]
+    return Search(vmax, vsum, reach[..., 0], border[..., 0], boxes * inside[:, None])
 
 
 def paint(images: Tensor, points: Tensor, boxes: Tensor, extent: int, alpha: float, *, soft: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import loops, makers, peers, rules, student, target_loops
+from bench import loops, makers, peers, review, rules, student, target_loops
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -177,6 +177,14 @@ def test_a_rule_that_differs_from_its_loop_shows_no_time(monkeypatch: pytest.Mon
     monkeypatch.setattr(rules.reference_rules, "lesps", lambda label, probability: plain(label, probability) ^ 1)
     row = rules.compare(rules.crowd(2), "lesps", 8, 0)
     assert "ratio" not in row and "ours" not in row
+
+
+@pytest.mark.slow
+def test_the_review_of_many_images_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = review.make_images(tmp_path, 4, 64)
+    review.measure(tmp_path, points, asked=3)
+    shown = capsys.readouterr().out
+    assert "address after" in shown and shown.count("memory") == 2
 
 
 # ---- students -------------------------------------------------------------------------------------------------------

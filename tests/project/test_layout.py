@@ -19,13 +19,13 @@ FLOORS = (
     ("masks",),
     ("updater", "deployment"),
     ("evaluation",),
-    ("training",),
+    ("training", "review"),
     ("commands",),
     ("__main__", "train", "eval"),
 )
 HEIGHT = {folder: height for height, floor in enumerate(FLOORS) for folder in floor}
 FACE = "hmg_gpu"  # may import from every floor; no floor may import from it
-MOST = 13  # entries of a folder
+MOST = 14  # entries of a folder
 
 # ---- reading the sources --------------------------------------------------------------------------------------------
 
@@ -152,6 +152,9 @@ def test_every_folder_is_packaged() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     found = (path.parent.relative_to(ROOT) for path in (ROOT / "hmg_gpu").rglob("__init__.py"))
     assert sorted(listed) == sorted(".".join(path.parts) for path in found)
+    static = {path.parent for path in (ROOT / "hmg_gpu").rglob("*") if path.suffix in (".js", ".css", ".html")}
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    assert [str(path.relative_to(ROOT / "hmg_gpu" / "review")) + "/*" for path in static] == data["hmg_gpu.review"]
     with_sources = {path.parent for path in (ROOT / "hmg_gpu").rglob("*.py")}
     assert [str(folder) for folder in with_sources if not (folder / "__init__.py").is_file()] == []
 

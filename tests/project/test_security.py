@@ -25,6 +25,7 @@ from hmg_gpu.commands import main as cli
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data import read_points
 from hmg_gpu.models.weights import load_model
+from hmg_gpu.review import server
 from tests.torture.fuzz import Watch, told
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,14 @@ SOURCES += [ROOT / "train.py", ROOT / "eval.py"]
 # ---- the sources ----------------------------------------------------------------------------------------------------
 
 NETWORK = {"socket", "ssl", "http", "ftplib", "smtplib", "asyncio", "requests", "httpx", "aiohttp", "urllib3", "xmlrpc"}
+SERVES = {  # the one file that answers, and what it needs for that
+    "hmg_gpu/review/server.py": {
+        "imports http.cookies.CookieError",
+        "imports http.cookies.SimpleCookie",
+        "imports http.server.BaseHTTPRequestHandler",
+        "imports http.server.ThreadingHTTPServer",
+    }
+}
 UNPICKLERS = {"dill", "joblib", "cloudpickle", "shelve", "marshal", "_pickle"}
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 
@@ -78,7 +87,17 @@ def faults(text: str) -> list[str]:
 
 def test_no_source_unpickles_or_reaches_out() -> None:
     assert len(SOURCES) > 30
-    assert {str(path.relative_to(ROOT)): found for path in SOURCES if (found := faults(path.read_text()))} == {}
+    found = {str(path.relative_to(ROOT)): set(faults(path.read_text())) for path in SOURCES}
+    assert {name: said for name, said in found.items() if said} == SERVES
+
+
+def test_the_server_listens_to_this_machine_alone() -> None:
+    tree = ast.parse((ROOT / "hmg_gpu/review/server.py").read_text())
+    (binds,) = [call for name, call in calls(tree) if name == "super().__init__"]
+    assert ast.unparse(binds.args[0]) == "(HOST, port)" and server.HOST == "127.0.0.1"
+    for path in (ROOT / "hmg_gpu/review/static").iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"\b(https?|wss?):|\beval\b|new Function|//[a-z]+\.[a-z]", text), path.name
 
 
 @pytest.mark.parametrize(

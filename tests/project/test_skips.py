@@ -1,4 +1,4 @@
-"""The rule of conftest.py: where the real data is present, a skipped test fails the run, unless it is marked gpu."""
+"""The rule of conftest.py: with the real data a skipped test fails the run, unless it is marked gpu or browser."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ import pytest, torch
 @pytest.mark.gpu
 def test_on_the_gpu():
     assert torch.cuda.is_available()
+
+@pytest.mark.browser
+def test_in_a_browser():
+    pytest.skip("no Chromium")
 
 @pytest.mark.xfail
 def test_known_to_fail():
@@ -64,7 +68,8 @@ def test_with_data_a_skip_fails_the_run(workers: str, tmp_path: Path) -> None:
     assert "skipped although HMG_DATA and HMG_CHECKPOINTS are set" in result.stdout
     assert "test_skips.py::test_that_skips: Skipped: this one cannot run" in result.stdout
     assert result.stdout.count("test_module.py: Skipped: could not import 'no_such_module_anywhere'") == 1
-    assert "test_on_the_gpu:" not in result.stdout and "test_known_to_fail:" not in result.stdout
+    assert "test_on_the_gpu:" not in result.stdout and "test_in_a_browser:" not in result.stdout
+    assert "test_known_to_fail:" not in result.stdout
 
 
 @WORKERS

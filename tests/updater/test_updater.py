@@ -541,7 +541,7 @@ def test_state_of_another_set_is_refused() -> None:
     for name in ("initial", "masks"):  # one pixel, as a flipped bit makes it
         damaged = state[name].clone()
         damaged[2, 3, 4] ^= True
-        refused(lambda damaged=damaged, name=name: updater.load_state_dict(state | {name: damaged}), "checksum")
+        refused(lambda changed=state | {name: damaged}: updater.load_state_dict(changed), "checksum")
     updater.update_one(0, torch.ones(*updater.data.images.shape[1:]), "probabilities")  # in place
     updater.load_state_dict(state)
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data.images import SUFFIXES, map_files
+from hmg_gpu.data.points import csv_file
 from hmg_gpu.data.points.formats import READERS, parse
-from hmg_gpu.data.points.parsing import Entry, show
+from hmg_gpu.data.points.parsing import Entry, find_kind, load, show
 
 ANNOTATION_SUFFIXES = (".json", ".xml", ".csv")
 
@@ -98,6 +99,36 @@ def read_points(
     return _collect(
         path, (entry for part in map_files(lambda file: parse(file, format), files) for entry in part), names, sizes
     )
+
+
+def read_extents(path: str | os.PathLike) -> dict[str, dict[tuple[int, int], int]]:
+    r"""The search lengths that single points have: L_ep in pixels by pixel (y, x), by image stem.
+
+    They stand in the column ``extent`` of a CSV, or of the CSV files of a folder. Of a pixel given twice the last one
+    counts.
+
+    Raises:
+        InputError: as :func:`read_points`, or an extent that is no whole number of pixels from 1 to 4096.
+
+    Example:
+        >>> import tempfile
+        >>> from hmg_gpu.data.points.read import read_extents
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "points.csv"
+        ...     _ = path.write_text("image,y,x,extent\na.png,3,7,12\na.png,9,9,\n")
+        ...     read_extents(path)
+        {'a': {(3, 7): 12}}
+    """
+    path = Path(path)
+    result: dict[str, dict[tuple[int, int], int]] = {}
+    for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
+        if not file.is_file() or find_kind(file) != "text":
+            continue
+        text = load(file, "text")
+        if csv_file.matches(text):
+            for name, y, x, extent in csv_file.extents(file, text):
+                result.setdefault(image_stem(name), {})[y, x] = extent
+    return result
 
 
 def check_points(points: Mapping[str, np.ndarray], names: Sequence[str], sizes: Sizes) -> PointReport:
