@@ -33,6 +33,7 @@ from hmg_gpu.evaluation.pictures import PICKS, draw_sheet
 from hmg_gpu.evaluation.plots import plot_detector, plot_sides, plot_sweep, require_matplotlib
 from hmg_gpu.evaluation.runs import read_run, runs_markdown, runs_rows, runs_tables
 from hmg_gpu.evaluation.tables import mask_table, size_table, sweep_csv
+from hmg_gpu.masks import make_maker
 from hmg_gpu.models.predict import PADDINGS
 
 CURVE = (0.01, 0.02, *(step / 20 for step in range(1, 20)), 0.98, 0.99)  # thresholds of the detector's curves
@@ -194,7 +195,8 @@ def paper(options: argparse.Namespace, console: Console) -> None:
     folder = options.out or Path("runs") / "paper"
     hold(options.held, folder, console)
     checkpoints = sort_checkpoints(options.checkpoint, options.normalisation, options.padding, options.model)
-    report = Report(folder, checkpoints, options.device, options.plots, lambda text: say(console, text))
+    makers = {name: make_maker(name, seed=options.seed) for name in options.masks}
+    report = Report(folder, checkpoints, options.device, options.plots, lambda text: say(console, text), makers)
     for path in options.data:
         report.add_set(path)
     write_json(folder / "paper.json", {"versions": provenance(), **report.finish()})
@@ -251,6 +253,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     example = "--data data/NUAA-SIRST data/NUDT-SIRST --checkpoint runs/*/stage*.safetensors"
     option = add_command(commands, paper, example, settings=False, plots=True)
     option("--data", nargs="*", default=[], metavar="FOLDER", help="data sets, each a folder or a packed .h5")
+    text = "other systems' rows of Tables 2 and 3, such as mclc mclc:crop=prior p2b-mclc com"
+    option("--masks", nargs="*", default=[], metavar="MAKER", help=text)
     text = "our checkpoints, which know what they are; published weights as full=FILE or LESPS=FILE, after their row"
     option("--checkpoint", nargs="*", default=[], metavar="[ROW=]FILE", help=text)
     option("--model", metavar="FILE.py:Class", help="the network of checkpoints that were trained with one of your own")

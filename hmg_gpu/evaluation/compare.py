@@ -28,9 +28,6 @@ SIDE_OF: dict[str, Callable[[int], int]] = {  # a maker's setting for the side o
     "extent": lambda side: side // 2,
     "half": lambda side: side // 2,
 }
-UNPUBLISHED = {  # rows that nobody can make, and why
-    "MCGC": "no source and no text of the method; a patent application covers it (CN116958513A)",
-}
 
 
 @dataclass
@@ -154,8 +151,9 @@ def published(maker: Maker, data: ImageSet) -> float | None:
 def unpublished(data: ImageSet) -> list[tuple[str, float, str]]:
     """Rows of the paper's tables that nobody can make again: (name, IoU in percent, why)."""
     table = next(table for table in paper_numbers()["tables"] if table["table"] == TABLE)
-    rows = [row for row in table["rows"] if row["row"] in UNPUBLISHED and data.dataset in row]
-    return [(row["row"], row[data.dataset][0], UNPUBLISHED[row["row"]]) for row in rows if data.split == "train"]
+    why = paper_numbers()["unpublished"]
+    rows = [row for row in table["rows"] if row["row"] in why and data.dataset in row]
+    return [(row["row"], row[data.dataset][0], why[row["row"]]) for row in rows if data.split == "train"]
 
 
 def over_sides(data: ImageSet, maker: Maker, sides: Sequence[int]) -> list[dict[str, Any]] | None:

@@ -22,7 +22,7 @@ from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.evaluation.pictures import draw_sheet
 from hmg_gpu.evaluation.plots import plot_sweep
 from hmg_gpu.evaluation.tables import DEFINITION, sweep_csv
-from hmg_gpu.masks import Evidence, Pmg, Union
+from hmg_gpu.masks import Evidence, Maker, Pmg, Union
 from hmg_gpu.models.checkpoints import read_description
 from hmg_gpu.models.custom import is_custom
 from hmg_gpu.models.network import Network, load_network
@@ -124,8 +124,11 @@ def sort_checkpoints(
             raise InputError(
                 f"{path}: the run is in the middle of a stage; give stage1.safetensors or stage2.safetensors"
             )
+        rival = _rival(settings)
         if settings["supervision"] == "full":
             deduced = "full" if stage == last else None
+        elif rival is not None:
+            deduced = rival if stage == last and settings["points"] != "masks_coarse" else None
         elif settings["points"] == "masks_coarse":
             deduced = COARSE_STAGE_1 if stage == 1 else "coarse points"
         else:
@@ -134,6 +137,16 @@ def sort_checkpoints(
             own = {"model": model} if model and is_custom(settings["model"]) else {}
             result.append(Checkpoint(path, row or deduced, about["dataset"], own))
     return result
+
+
+def _rival(settings: Mapping[str, Any]) -> str | None:
+    """The row of a run on another system's masks or with its rule; "" where the paper has none; None: HMG's own."""
+    if settings["rule"] in ("lesps", "lelcm", "pal"):
+        return {"lesps": "LESPS", "lelcm": "LELCM"}.get(settings["rule"], "")
+    maker = settings["masks"].partition(":")[0]
+    if maker in ("pmg", "learned"):
+        return None
+    return {"mclc": "MCLC", "com": "COM"}.get(maker, "")
 
 
 @dataclass
@@ -163,11 +176,19 @@ class Report:
         device: where to measure.
         plots: draw the sweeps (needs matplotlib).
         say: called with a line of text before each step.
+        makers: by what stands behind --masks: other systems' rows of Tables 2 and 3.
     """
 
     def __init__(
-        self, folder: Path, checkpoints: Sequence[Checkpoint], device: str, plots: bool, say: Callable[[str], None]
+        self,
+        folder: Path,
+        checkpoints: Sequence[Checkpoint],
+        device: str,
+        plots: bool,
+        say: Callable[[str], None],
+        makers: Mapping[str, Maker] | None = None,
     ):
+        self.makers = dict(makers or {})
         self.folder, self.checkpoints, self.device, self.plots, self.say = folder, checkpoints, device, plots, say
         self.entries: list[Entry] = []
         self.sweeps: dict[str, dict[str, list[dict[str, Any]]]] = {}  # data set -> setting -> rows
@@ -191,6 +212,8 @@ class Report:
         command = self._command("masks", path)
         self._add("Tables 2 and 3", "PMG", dataset, rows["pmg"], command, settings=pmg.about())
         self._add("Table 4", "initial", dataset, rows["pmg"], command, our_model="PMG", settings=pmg.about())
+        for name, maker in self.makers.items():
+            self._add_maker(path, train, name, maker)
         self._add("Ablations", "P_g only", dataset, rows["P_g only"], command, columns=["iou"], settings=pmg.about())
         self._add_coarse(path, dataset, pmg)
         self._add_sweeps(path, train, pmg)
@@ -207,6 +230,14 @@ class Report:
             test = evaluation.load_set(path, "test", device=self.device)
             for checkpoint in finals:
                 self._add_detector(path, test, pmg, checkpoint)
+
+    def _add_maker(self, path: str, train: ImageSet, name: str, maker: Maker) -> None:
+        self.say(f"{train.dataset}: masks by {name}")
+        fitted = maker.fit(train, folder=self.folder / f"{train.dataset}-{name.replace('/', '_')}")
+        metrics = measure(fitted.masks(train), train)
+        command = self._command("masks", path, "--masks", name)
+        row = fitted.paper_row or name
+        self._add("Tables 2 and 3", row, train.dataset, metrics, command, our_model=name, settings=fitted.about())
 
     def _add_coarse(self, path: str, dataset: str, pmg: Pmg) -> None:
         try:
@@ -398,7 +429,8 @@ class Report:
         elif table["table"] == "Table 1":
             data.append(f"{row['row']}=FILE with {model} weights trained that way")
         elif row["row"] not in ("PMG", "initial"):
-            data.append("its masks, to: eval.py masks --data SET --masks FOLDER")
+            why = paper_numbers()["unpublished"].get(row["row"])
+            data.append(why or "--masks with its maker, such as com, mclc, p2b-mclc, sam:PATH or folder:PATH")
         needs = "; ".join(data)
         self.entries.append(
             Entry(

@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -698,6 +698,43 @@ def test_roles_of_checkpoints(folder: Path, tmp_path: Path) -> None:
     (one,) = sort_checkpoints([f"LESPS={weights}"], "SIRST3", "lesps")
     assert (one.row, one.dataset, one.options) == ("LESPS", None, {"normalisation": "SIRST3", "padding": "lesps"})
     refused(lambda: sort_checkpoints([str(weights)], "SIRST3", "lesps"), "theirs.pth", "ROW=FILE")
+
+
+def test_report_fills_the_rows_of_other_systems(folder: Path, tmp_path: Path) -> None:
+    data = folder / "set.h5"
+    masks = ("mclc:crop=9,repeats=2", "lelcm")
+    assert run("paper", "--data", data, "--masks", *masks, "--no-plots", "--out", tmp_path) == 0
+    entries = json.loads((tmp_path / "paper.json").read_text())["entries"]
+    rows = {entry["row"]: entry for entry in entries if entry["table"] == "Tables 2 and 3" and entry["ours"]}
+    assert rows.keys() == {"PMG", "MCLC", "lelcm"} and rows["MCLC"]["paper"] == [70.59]
+    assert run(*shlex.split(rows["MCLC"]["command"])[2:], "--out", tmp_path / "alone") == 0
+    alone = json.loads((tmp_path / "alone" / "masks.json").read_text())["rows"]["mclc"]
+    assert rows["MCLC"]["ours"] == pytest.approx([100 * alone["iou"]])
+    text = (tmp_path / "paper.md").read_text()
+    assert "patent application" in text and "such as com, mclc, p2b-mclc" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "row"),
+    [
+        ({"masks": "mclc:crop=23"}, "MCLC"),
+        ({"masks": "com"}, "COM"),
+        ({"masks": "points", "rule": "lesps", "update_every": 5}, "LESPS"),
+        ({"masks": "lelcm", "rule": "lelcm", "update_every": 5}, "LELCM"),
+        ({"masks": "pmg:extent=9"}, "HMG"),
+        ({"masks": "learned"}, "HMG"),
+        ({"masks": "pal", "rule": "pal", "update_every": 5}, None),
+        ({"masks": "folder:somewhere"}, None),
+        ({"masks": "com", "supervision": "full"}, "full"),
+    ],
+)
+def test_rows_of_runs_on_other_systems_labels(changed: dict, row: str | None, tmp_path: Path) -> None:
+    """A run on another system's labels is never taken for HMG's."""
+    settings = asdict(Settings(epochs=(1, 1), **changed))
+    about = {"settings": settings, "stage": 2, "epoch": 0, "dataset": "NUAA-SIRST", "normalisation": [1, 2]}
+    save_checkpoint(tmp_path / "stage2.safetensors", {"model.x": torch.zeros(1)}, about)
+    found = sort_checkpoints([str(tmp_path / "stage2.safetensors")], "SIRST3", "lesps")
+    assert [one.row for one in found] == ([] if row is None else [row])
 
 
 def test_points_of_the_paper_on_a_sweep() -> None:
