@@ -47,7 +47,7 @@ def main() -> int:
         training = Training(settings, data, None, Path(folder), lambda event: None)
 
         def ours() -> None:
-            training._train_epoch()
+            training.train_epoch()
             training.epoch, training.step = training.epoch + 1, 0
             training.totals.zero_()
 

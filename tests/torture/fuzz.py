@@ -153,7 +153,7 @@ def work(folder: Path, corpus: dict[str, list[tuple[str, bytes]]], indices: rang
     watch = Watch(folder / "box" / "out")
     kinds = [*corpus]
     started = Path(os.path.abspath(os.curdir))
-    training.Training._train_epoch = only_short(training.Training._train_epoch)
+    training.Training.train_epoch = only_short(training.Training.train_epoch)
 
     def note(**row: Any) -> None:
         os.write(notes, (json.dumps(row) + "\n").encode())
