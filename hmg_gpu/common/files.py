@@ -55,10 +55,11 @@ def remove_parts(folder: str | os.PathLike) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
-    """Replace the file ``path`` in one step."""
-    with write_beside(path, len(content)) as temporary:
-        temporary.write_bytes(content)
+def write_bytes(path: str | os.PathLike, *parts: bytes | bytearray | memoryview) -> None:
+    """Replace the file ``path`` in one step by some parts, one after the other."""
+    with write_beside(path, sum(map(len, parts))) as temporary, open(temporary, "wb") as handle:
+        for part in parts:
+            handle.write(part)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

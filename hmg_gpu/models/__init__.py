@@ -94,7 +94,6 @@ def build_model(name: str, *, output_bias: float | None = -4.0) -> nn.Module:
         >>> network(torch.zeros(1, 1, 64, 64)).shape
         torch.Size([1, 1, 64, 64])
     """
-    check_model(name)
     network = load_custom(name) if is_custom(name) else _build(name)
     if output_bias is not None and hasattr(network, "output_convolutions"):
         for convolution in network.output_convolutions():

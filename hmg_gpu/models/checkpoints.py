@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hmg_gpu.common.checksums import KEY, checksum_of
+from hmg_gpu.common.checksums import KEY
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import finite, write_bytes, write_text
 
@@ -41,11 +41,13 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], desc
     path = Path(path)
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     # safetensors' own file would be 0600
-    content = bytearray(save(plain, metadata={HEADER_KEY: json.dumps(description), KEY: BLANK}))
-    slot = _slot(content, BLANK)
-    checksum = checksum_of(content)
-    content[slot : slot + len(BLANK)] = checksum.encode()
-    write_bytes(path, content)
+    content = memoryview(save(plain, metadata={HEADER_KEY: json.dumps(description), KEY: BLANK}))
+    head = bytearray(content[: 8 + int.from_bytes(content[:8], "little")])
+    values = content[len(head) :]
+    checksum = f"{zlib.crc32(values, zlib.crc32(head)):08x}"
+    slot = _slot(head, BLANK)
+    head[slot : slot + len(BLANK)] = checksum.encode()
+    write_bytes(path, head, values)
     write_text(path.with_suffix(".json"), _sidecar(description, checksum))
 
 

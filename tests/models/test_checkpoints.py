@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import resource
@@ -17,6 +18,7 @@ from refusal import refused
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hmg_gpu.common import files
 from hmg_gpu.common.checksums import read_sealed_json, write_sealed_json
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import append_text, write_beside, write_json, write_text
@@ -127,13 +129,19 @@ def test_nan_is_null_for_other_tools(tmp_path: Path) -> None:
     assert math.isnan(read_description(path)["results"]["pd"])  # our own reader gets the number back
 
 
-def half_written(error: BaseException) -> Callable[[Path, bytes], int]:
-    def write_bytes(path: Path, content: bytes) -> int:
-        with open(path, "wb") as handle:
-            handle.write(content[: len(content) // 2])
-        raise error
+def half_written(error: BaseException) -> type[io.FileIO]:
+    """A file whose second write ends with the error, as a disk that fills up between two."""
 
-    return write_bytes
+    class Half(io.FileIO):
+        writes = 0
+
+        def write(self, content: bytes) -> int:
+            self.writes += 1
+            if self.writes > 1:
+                raise error
+            return super().write(content)
+
+    return Half
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("died")])
@@ -144,7 +152,7 @@ def test_an_interrupted_save_keeps_the_old_file(
     save_checkpoint(path, TENSORS, DESCRIPTION)
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half_written(error))
+        patch.setattr(files, "open", half_written(error), raising=False)
         with pytest.raises(HMGError if isinstance(error, OSError) else type(error)) as caught:
             save_checkpoint(path, {"model.weight": torch.zeros(9)}, {"epoch": 4})
     if isinstance(error, OSError):
@@ -197,10 +205,11 @@ def test_append_text_keeps_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_with_what_is_needed_and_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.FileIO):
+        def write(self, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files, "open", Full, raising=False)
     wanted = r"No space left on device: it needs at least 5\.0 kB, [\d.]+ kB are free\); free some space or choose"
     with pytest.raises(HMGError, match=wanted):
         write_text(tmp_path / "report.txt", "x" * 5000)
