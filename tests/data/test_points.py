@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -300,7 +301,12 @@ def test_cvats_empty_coco_export_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.csv", "image;y;x\na;1;2\n", "no point format recognised"),
+        ("a.csv", "image|y|x\na|1|2\n", "no point format recognised"),
+        ("a.csv", "file;name;y;x\na;b;1;2\n", "file and name may both name the image"),
+        ("a.csv", "image;y;x\na;1,5;2.5\n", "decimal points and decimal commas"),
+        ("a.csv", "image;y;x\na;1.234,5;2\n", "decimal points and decimal commas"),
+        ("a.csv", "image;y;x\na;1,5;2\nb;1.5;2\n", "row 3: '1.5'"),
+        ("a.csv", "image;y;x;x\na;1;2;2\n", "once each"),
         ("a.csv", "image,x\na,1\n", "no point format recognised"),
         ("a.csv", "image,y,x\na,1\n", "row 2: 2 cells"),
         ("a.csv", 'image,y,x\n"a,1,2\n', "row 2: no valid CSV"),
@@ -416,6 +422,26 @@ def test_unknown_format_and_missing_files(tmp_path):
     refused(lambda: read_points(tmp_path, "yolo"), "'yolo'", "labelme")
     refused(lambda: read_points(tmp_path / "none"), "none", "no such file")
     refused(lambda: read_points(tmp_path), str(tmp_path), "no point files")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Image;Y;X\na.png;3,5;7,9\nb;2;1\n", "separated by semicolons, images by the column image"),
+        ("X\tY\tFilename\n7.9\t3.5\ta.png\n1\t2\tb\n", "separated by tabs, images by the column filename"),
+        ("name,score,Y,x\na.png,0.5,3.5,7.9\nb,,2,1\n", "separated by commas, images by the column name"),
+        ('"file";"y";"x"\n"a.png";"3,5";"7,9"\n"b";"2";"1"\n', "images by the column file"),
+        ("image,name,y,x\na.png,other,3.5,7.9\nb,other,2,1\n", None),  # image decides; others are left alone
+        ("IMAGE,Y,X\na.png,3.5,7.9\nb,2,1\n", None),
+    ],
+)
+def test_csv_as_spreadsheets_export_it(text: str, words: str | None, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        points = read_points(tmp_path / "a.csv")
+    assert {name: rows.tolist() for name, rows in points.items()} == {"a": [[3, 7]], "b": [[2, 1]]}
+    assert [words in str(one.message) for one in told] == ([True] if words else [])
 
 
 @pytest.mark.parametrize("format", [None, "csv"])

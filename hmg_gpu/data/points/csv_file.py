@@ -1,4 +1,8 @@
-"""CSV with a header naming the columns ``image``, ``y`` and ``x`` in any order (others are left alone), by commas.
+"""CSV with a header naming the columns ``image``, ``y`` and ``x`` in any order and case (others are left alone).
+
+Cells are separated by commas; as spreadsheets export them, also by semicolons or tabs, and then numbers may have
+decimal commas. ``filename``, ``file``, ``name`` or ``image_name`` may stand for ``image``. Whatever is not the plain
+form is told by a warning.
 
 0-based, origin at the outer corner of the top left pixel, whose centre is (0.5, 0.5); decimals are floored, so whole
 numbers are pixel indices. A row with empty y and x is an image without points. UTF-8.
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +23,47 @@ from hmg_gpu.common.errors import InputError
 from hmg_gpu.data.points.parsing import Entry, PointFormat, check_count, show, text_number
 
 COLUMNS = ("image", "y", "x")
+OTHER_NAMES = ("filename", "file", "name", "image_name")  # of the column image, where there is none
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 EXTENT = "extent"
 MAX_EXTENT = 4096  # pixels; no target is larger
 
 
 def matches(text: str) -> bool:
     """Whether the first line names the three columns."""
-    return set(COLUMNS) <= {cell.strip().lower() for cell in text.partition("\n")[0].split(",")}
+    return _separator(text.partition("\n")[0]) is not None
+
+
+def _separator(line: str) -> str | None:
+    """What separates the cells of a header that names the three columns."""
+    for separator in SEPARATORS:
+        names = {cell.strip().strip('"').lower() for cell in line.split(separator)}
+        if {"y", "x"} <= names and not names.isdisjoint(("image", *OTHER_NAMES)):
+            return separator
+    return None
+
+
+def _columns(path: Path, where: str, cells: list[str], separator: str) -> tuple[list[int], int | None]:
+    """Where image, y and x stand in a header, and extent if it is there."""
+    header = [cell.strip().lower() for cell in cells]
+    others = [name for name in header if name in OTHER_NAMES]
+    if "image" not in header and len(others) > 1:
+        raise InputError(f"{path}, {where}: {' and '.join(others)} may both name the image; call one of them image")
+    image = "image" if "image" in header or not others else others[0]
+    if any(header.count(key) != 1 for key in (image, "y", "x")):
+        raise InputError(f"{path}, {where}: header {show(separator.join(cells))}; expected image,y,x once each")
+    if separator != "," or image != "image":
+        text = f"{path}: read as separated by {SEPARATORS[separator]}, images by the column {image}"
+        warnings.warn(text, stacklevel=2)
+    return [header.index(key) for key in (image, "y", "x")], header.index(EXTENT) if EXTENT in header else None
+
+
+def _plain_number(text: str, marks: set[str], path: Path, where: str) -> str:
+    """A number with a decimal point; ``marks`` collects the marks of the file, which must be of one kind."""
+    marks |= {mark for mark in ".," if mark in text}
+    if len(marks) > 1:
+        raise InputError(f"{path}, {where}: {show(text)}: the file has decimal points and decimal commas; use one kind")
+    return text.replace(",", ".")
 
 
 def entries(path: Path, text: str) -> Iterator[Entry]:
@@ -55,26 +94,26 @@ def extents(path: Path, text: str) -> Iterator[tuple[str, int, int, int]]:
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, str, str, str, str]]:
     """Where, image, y, x and extent ("" where there is no such column) of each row, as text."""
-    reader = csv.reader(text.splitlines(), strict=True)
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = _separator(first) or ","
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     columns: list[int] = []
     extent: int | None = None
+    marks: set[str] = set()
     try:
         for cells in reader:
             where = f"row {reader.line_num}"
             if not any(cell.strip() for cell in cells):
                 continue
             if not columns:
-                header = [cell.strip().lower() for cell in cells]
-                if any(header.count(key) != 1 for key in COLUMNS):
-                    raise InputError(
-                        f"{path}, {where}: header {show(','.join(cells))}; expected image,y,x once each, by commas"
-                    )
-                columns = [header.index(key) for key in COLUMNS]
-                extent = header.index(EXTENT) if EXTENT in header else None
+                columns, extent = _columns(path, where, cells, separator)
                 continue
             if len(cells) <= max(columns):
                 raise InputError(f"{path}, {where}: {len(cells)} cells; expected at least {max(columns) + 1}")
             name, y, x = (cells[column].strip() for column in columns)
+            if separator != ",":
+                y, x = (_plain_number(cell, marks, path, where) for cell in (y, x))
             yield where, name, y, x, cells[extent].strip() if extent is not None and extent < len(cells) else ""
     except csv.Error as error:
         raise InputError(f"{path}, row {reader.line_num}: no valid CSV ({error}); save it again with commas") from error
