@@ -27,6 +27,7 @@ MASK_CODINGS = (1, 255, 65535)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+ORIENTATION = 0x0112  # the EXIF tag; 1 is as stored
 _LUMINANCE_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _quiet_lock = threading.Lock()
 
@@ -208,6 +209,7 @@ def _open(path: str | os.PathLike) -> Image.Image:
         with _quiet():
             image = Image.open(path, formats=FORMATS)
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            orientation = _orientation(image)
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path}: the header claims more than {MAX_PIXELS} pixels; cut the image into tiles"
@@ -219,6 +221,11 @@ def _open(path: str | os.PathLike) -> Image.Image:
             raise InputError(
                 f"{path}: the header claims {image.height} x {image.width} pixels, more than {MAX_PIXELS}; "
                 "cut the image into tiles"
+            )
+        if orientation not in (0, 1):
+            raise InputError(
+                f"{path}: its EXIF orientation is {orientation}: viewers turn or mirror it, others do not, so points "
+                "and masks may mean either; save it as it is shown, without the tag"
             )
         if pages > 1:
             raise InputError(f"{path}: the TIFF holds {pages} pages; save one image a file")
@@ -232,6 +239,15 @@ def _open(path: str | os.PathLike) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """How viewers turn an open file, by its header alone."""
+    if image.format != "PNG":
+        return image.getexif().get(ORIENTATION, 1)
+    exif = Image.Exif()  # a PNG's own getexif() would decode the pixels
+    exif.load(image.info.get("exif", b""))
+    return exif.get(ORIENTATION, 1)
 
 
 def _from_int32(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:

@@ -227,3 +227,22 @@ def test_random_damage_gives_only_input_errors(tmp_path):
                 refusals += 1
                 assert f"x.{kind}" in str(error) and "\n" not in str(error)
     assert refusals > 100
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_turned_images_are_refused(kind: str, depth: int, tmp_path: Path) -> None:
+    """A viewer turns them by their EXIF tag, and a click on what it shows lies elsewhere in the pixels."""
+    if kind == "jpg" and depth == 16:
+        kind = "bmp"  # JPEG has 8 bits; and a format without EXIF passes
+    pixels = np.arange(6, dtype=np.uint8 if depth == 8 or kind == "bmp" else np.uint16).reshape(2, 3)
+    path = tmp_path / f"a.{kind}"
+    for orientation in (1, 3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(path, exif=exif)
+        if orientation == 1 or kind == "bmp":
+            assert read_image(path).shape == (2, 3) and read_header(path)[:2] == (2, 3)
+            continue
+        for read in (read_image, read_header, read_mask):
+            refused(lambda read=read: read(path), str(path), f"EXIF orientation is {orientation}", "without the tag")
