@@ -21,7 +21,8 @@ from hmg_gpu.plain.mclc import target_probability
 from hmg_gpu.plain.noise import name_words, stream
 from hmg_gpu.plain.slic import Grid, grid_of
 
-FULL_SCALE = 255.0  # of images; one that holds larger values has its own largest
+FULL_SCALE = 255.0  # of images of 8 bits; others have their own range
+TINY = 1e-12  # of the range of a flat image
 PADDED = 4  # crops of any size are padded to a multiple of so many pixels, so that many have one shape
 
 
@@ -83,9 +84,9 @@ class Clustering(Maker):
         check_points(data.points, data.images, data.sizes)
         canvas = Canvas(data.images, erase=self.overlap == "overwrite")
         if len(data.points):
-            crops, scale, streams = self.crops(data), full_scale(data), point_streams(data, self.seed)
+            crops, ends, streams = self.crops(data), grey_range(data), point_streams(data, self.seed)
             for rows, grid, height, width in crops.alike():
-                windows = Windows.cut(data, scale, crops, rows, height, width)
+                windows = Windows.cut(data, ends, crops, rows, height, width)
                 canvas.add(windows, self._found(windows, grid, streams[windows.rows]))
         return canvas.masks()
 
@@ -129,8 +130,10 @@ class Windows:
     width: int
 
     @classmethod
-    def cut(cls, data: ImageSet, scale: Tensor, crops: Crops, rows: NDArray, height: int, width: int) -> Windows:
-        """The crops ``rows`` of one padded shape; ``scale``: what counts as 1 in each image."""
+    def cut(
+        cls, data: ImageSet, ends: tuple[Tensor, Tensor], crops: Crops, rows: NDArray, height: int, width: int
+    ) -> Windows:
+        """The crops ``rows`` of one padded shape; ``ends``: what counts as 0 and as 1 in each image."""
         device = data.images.device
         index, boxes, points = (
             to_device(torch.from_numpy(part), device) for part in (rows, crops.boxes[rows], crops.points[rows])
@@ -149,7 +152,8 @@ class Windows:
         image = data.points[index, 0]
         held = lines.clamp(max=tall - 1)[:, :, None] * wide + columns.clamp(max=wide - 1)[:, None]
         position = image[:, None] * (tall * wide) + held.flatten(1)
-        grey = (data.images.reshape(-1)[position].float() / scale[image, None]).nan_to_num(0, 1, 0).clamp(0, 1)
+        low, high = (end[image, None] for end in ends)
+        grey = ((data.images.reshape(-1)[position].float() - low) / (high - low)).nan_to_num(0, 1, 0).clamp(0, 1)
         local = points - boxes[:, :2]
         return cls(index, grey, valid, kept, position, local[:, 0] * width + local[:, 1], width)
 
@@ -184,13 +188,24 @@ class Canvas:
         return (last & 1).bool() if self._erase else last
 
 
-def full_scale(data: ImageSet) -> Tensor:
-    """What counts as 1 in each image: 255, or its largest value where that is more: float32 [N]."""
-    scale = torch.full((len(data),), FULL_SCALE, device=data.images.device)
+def grey_range(data: ImageSet) -> tuple[Tensor, Tensor]:
+    """What counts as 0 and as 1 in each image: 0 and 255, or its own range where it is no image of 8 bits.
+
+    An image of 8 bits holds whole numbers of 0 to 255, whatever the batch is stored as.
+
+    Returns:
+        low, high: float32 [N] each.
+    """
+    low = torch.zeros(len(data), device=data.images.device)
+    high = torch.full_like(low, FULL_SCALE)
     if data.images.dtype == torch.uint8:
-        return scale
-    inside = data.images.nan_to_num(0, 0, 0).masked_fill(~valid_area(data.sizes, data.images), 0)
-    return torch.maximum(scale, inside.amax((1, 2)))
+        return low, high
+    inside = valid_area(data.sizes, data.images) & data.images.isfinite()
+    values = torch.where(inside, data.images, 0)
+    bytes_ = ((values >= 0) & (values <= FULL_SCALE) & (values == values.round())).flatten(1).all(1)
+    least = torch.where(inside, values, torch.inf).amin((1, 2)).nan_to_num(posinf=0)
+    most = torch.where(inside, values, -torch.inf).amax((1, 2)).nan_to_num(neginf=0)
+    return torch.where(bytes_, low, least), torch.where(bytes_, high, torch.maximum(most, least + TINY))
 
 
 def point_streams(data: ImageSet, seed: int) -> Tensor:

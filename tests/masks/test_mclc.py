@@ -16,7 +16,7 @@ from tiny import SIZES, tiny_set
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Mclc, P2bMclc, Pmg, make_maker
-from hmg_gpu.masks.clustering import full_scale
+from hmg_gpu.masks.clustering import grey_range
 from hmg_gpu.masks.makers.mclc import prior_crops
 from hmg_gpu.plain import crf, mclc
 
@@ -186,7 +186,7 @@ def test_the_size_prior_takes_its_crops_from_the_ground_truth() -> None:
 # ---- bad luck -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maker", [*MAKERS_TRIED, Mclc(crop=101, repeats=2)], ids=str)
+@pytest.mark.parametrize("maker", [*MAKERS_TRIED, Mclc(crop=71, repeats=2)], ids=str)
 def test_bad_input_gives_masks(maker: Mclc | P2bMclc) -> None:
     """Flat, black and white images, a target beyond the crop, one row, one pixel, NaN, 16 bits, no point."""
     rows, columns = torch.meshgrid(torch.arange(30), torch.arange(30), indexing="ij")
@@ -217,11 +217,23 @@ def test_only_contrast_counts_in_images_of_more_than_8_bits() -> None:
         inside[index, :height, :width] = True
     top = data.images.masked_fill(~inside, 0).amax((1, 2), keepdim=True).float()
     sixteen = replace(data, images=data.images.float() / top * 60000)
-    assert torch.allclose(full_scale(sixteen), torch.tensor(60000.0)) and torch.equal(
-        full_scale(data), full_scale(eight)
-    )
-    found = maker.masks(sixteen)
-    assert found.any() and measure(found, data)["iou"] > 0.4
+    low, high = grey_range(sixteen)
+    assert torch.allclose(high, torch.tensor(60000.0)) and (low > 0).all()
+    for ours, theirs in zip(grey_range(data), grey_range(eight), strict=True):
+        assert torch.equal(ours, theirs)
+    for other in (sixteen, replace(data, images=data.images / 255), replace(data, images=data.images / 255 - 3)):
+        found = maker.masks(other)
+        assert found.any() and measure(found, data)["iou"] > 0.4
+    flat = replace(data, images=torch.full(data.images.shape, 0.3))
+    assert maker.masks(flat).shape == data.images.shape
+
+
+def test_crops_that_need_too_much_memory_are_refused() -> None:
+    refused(lambda: Mclc(crop=73), "crop = 73")
+    ramp = torch.arange(200.0).expand(1, 200, 200).contiguous()
+    wide = replace(tiny_set(), names=["a"], images=ramp, sizes=torch.tensor([[200, 200]]), masks=None)
+    wide = replace(wide, points=torch.tensor([[0, 100, 199]]))
+    refused(lambda: P2bMclc(extent=90, margin=40, repeats=2).masks(wide), "p2b-mclc: a box of", "--extent")
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -249,7 +261,7 @@ def test_text_and_what_it_becomes() -> None:
     ("text", "parts"),
     [
         ("mclc:crop=20", ("crop = 20", "odd")),
-        ("mclc:crop=1", ("crop = 1", "at least 3")),
+        ("mclc:crop=1", ("crop = 1", "from 3 to 71")),
         ("mclc:crop=auto", ("crop = 'auto'", "a whole number or prior")),
         ("mclc:repeats=0", ("repeats = 0", "at least 1")),
         ("mclc:salt=1", ("salt = 1", "below 1")),

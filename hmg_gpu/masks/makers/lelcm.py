@@ -107,7 +107,7 @@ class Lelcm(Maker):
 
         # c - v < std, squared and times the count squared: whole numbers for whole intensities.
         below = at_point - values
-        held = below * window
+        held = torch.where(window, below, 0)
         count, total, squares = (part.sum(1, keepdim=True) for part in (window, held, held.square()))
         spread = count * squares - total.square()  # the variance times the count squared
         return (window & ((below < 0) | ((count * below).square() < spread))) | (number == 0)

@@ -23,6 +23,7 @@ from hmg_gpu.plain.components import connected_components
 from hmg_gpu.plain.noise import stream, uniform
 
 PRIOR = "prior"
+MOST = 71  # side of a crop; the CRF compares all its pixels with each other, in 0.3 GB here
 # Of the size prior: the largest area of a class, then the least and the largest offset up, down, left and right.
 CLASSES = (
     (9, ((3, 5), (3, 5), (3, 5), (3, 3))),
@@ -63,7 +64,11 @@ class Mclc(Clustering):
     name: ClassVar[str] = "mclc"
 
     crop: int | str = setting(
-        21, "side of the crop, odd, pixels; prior: by the target's size in the ground truth", least=3, words=(PRIOR,)
+        21,
+        "side of the crop, odd, pixels; prior: by the target's size in the ground truth",
+        least=3,
+        most=MOST,
+        words=(PRIOR,),
     )
 
     def __post_init__(self) -> None:
@@ -147,6 +152,11 @@ class P2bMclc(Clustering):
         points, limits = _host(data)
         boxes = boxes.cpu().numpy()
         widened = boxes + self.margin * np.array([-1, -1, 1, 1])
+        if len(widened) and (largest := int((widened[:, 2:] - widened[:, :2]).max()) + 1) > MOST:
+            raise InputError(
+                f"p2b-mclc: a box of {largest} pixels, more than {MOST}, needs too much memory to be clustered; give a "
+                "shorter --extent or a smaller margin"
+            )
         return Crops(_inside(widened, limits), points, kept=boxes if self.cut else None)
 
     def change(self, name: str, value: Any) -> P2bMclc:

@@ -130,9 +130,9 @@ class Sam(Maker):
 
 
 def _to_8_bit(image: Tensor) -> Tensor:
-    """uint8 [H, W]; what is not 8-bit is stretched between its percentiles."""
-    if image.dtype == torch.uint8:
-        return image
+    """uint8 [H, W]; what is not 8-bit, whatever the batch is stored as, is stretched between its percentiles."""
+    if image.dtype == torch.uint8 or bool(((image >= 0) & (image <= 255) & (image == image.round())).all()):
+        return image.to(torch.uint8)
     values = image.flatten().sort().values
     cut = int(SHARE * (len(values) - 1))
     low, high = values[cut], values[len(values) - 1 - cut]
