@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,27 +59,37 @@ def one_writer(
         write_text(owner_file, json.dumps({"process": os.getpid(), "host": platform.node()}))
         yield
     finally:
-        owner_file.unlink(missing_ok=True)
-        if made and os.listdir(folder) == [lock_file.name]:  # nothing was written: as it was before
-            lock_file.unlink()
-            with suppress(OSError):
-                folder.rmdir()
-        lock.release()
+        try:
+            with suppress(OSError):  # the folder may have been removed meanwhile
+                owner_file.unlink(missing_ok=True)
+                if made and os.listdir(folder) == [lock_file.name]:  # nothing was written: as it was before
+                    lock_file.unlink()
+                    folder.rmdir()
+        finally:
+            lock.release()
 
 
 def _take(path: Path, lock_file: Path, owner_file: Path, tell: Callable[[str], None]) -> FileLock | SoftFileLock:
     for kind in (FileLock, SoftFileLock):
         lock = kind(lock_file)
         try:
-            lock.acquire(blocking=False)
-            return lock
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where filelock falls back by itself, it is told below
+                lock.acquire(blocking=False)
         except NotImplementedError:
-            tell(f"{path}: its file system has no locks; {lock_file} stands for one: remove it after a crash")
+            continue
         except Timeout as error:
             owner = _owner(owner_file)
             who = "another process" if owner is None else f"process {owner['process']} on {owner['host']}"
             text = f"{path}: {who} is writing there; wait for it, stop it, or choose another place"
             raise InputError(text) from error
+        except OSError as error:
+            if kind is SoftFileLock or error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            continue
+        if isinstance(lock, SoftFileLock):
+            tell(f"{path}: its file system has no locks; {lock_file} stands for one: remove it after a crash")
+        return lock
     raise HMGError(f"{path}: cannot be locked; choose another place")
 
 

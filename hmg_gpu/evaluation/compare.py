@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.masks import sizes_by_maker, sweep_maker
 from hmg_gpu.evaluation.metrics import measure
@@ -165,6 +166,9 @@ def over_sides(data: ImageSet, maker: Maker, sides: Sequence[int]) -> list[dict[
     Returns:
         For each side a row of metrics and ``sizes``; None where the maker has no such length.
     """
+    even = next((side for side in sides if side % 2 == 0 or side < 3), None)
+    if even is not None:
+        raise InputError(f"sides: {even}: expected odd numbers from 3 on, with the point in the middle")
     name = next((name for name in SIDE_OF if name in maker.settings()), None)
     if name is None:
         return None

@@ -141,9 +141,10 @@ def sort_checkpoints(
 
 def _rival(settings: Mapping[str, Any]) -> str | None:
     """The row of a run on another system's masks or with its rule; "" where the paper has none; None: HMG's own."""
-    if settings["rule"] in ("lesps", "lelcm", "pal"):
-        return {"lesps": "LESPS", "lelcm": "LELCM"}.get(settings["rule"], "")
-    maker = settings["masks"].partition(":")[0]
+    rule = settings.get("rule", "union")  # older runs had PMG and the union alone
+    if rule in ("lesps", "lelcm", "pal"):
+        return {"lesps": "LESPS", "lelcm": "LELCM"}.get(rule, "")
+    maker = settings.get("masks", "pmg").partition(":")[0]
     if maker in ("pmg", "learned"):
         return None
     return {"mclc": "MCLC", "com": "COM"}.get(maker, "")

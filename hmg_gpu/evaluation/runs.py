@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,9 +69,7 @@ def runs_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "network": f"{settings['model']}, {' + '.join(map(str, settings['epochs']))}",
             "seeds": sorted(run["settings"]["seed"] for run in group),
             "masks": _mean_masks(group),
-            "test": {key: statistics.fmean(test[key] for test in tests) for key in ("iou", "pd", "fa")}
-            if known
-            else None,
+            "test": {key: _mean(test[key] for test in tests) for key in ("iou", "pd", "fa")} if known else None,
             "seconds": statistics.median(run["seconds"] for run in group),
             "of_full": None,
             "settings": settings,
@@ -78,7 +77,7 @@ def runs_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append(row)
     for row in rows:
         full = next((other for other in rows if _is_upper_bound(other, row)), None)
-        if full is not None and full["test"] and row["test"]:
+        if full is not None and full["test"] and row["test"] and full["test"]["iou"] > 0:
             row["of_full"] = row["test"]["iou"] / full["test"]["iou"]
     return rows
 
@@ -93,7 +92,12 @@ def _labels(settings: dict[str, Any]) -> str:
 
 def _mean_masks(group: Sequence[dict[str, Any]]) -> dict[str, float]:
     tables = [run["results"].get("masks", {}) for run in group]
-    return {name: statistics.fmean(table[name]["iou"] for table in tables) for name in MASKS if name in tables[0]}
+    return {name: _mean(table[name]["iou"] for table in tables) for name in MASKS if name in tables[0]}
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """NaN, which JSON holds as null, where a value is undefined, such as Pd without targets."""
+    return statistics.fmean(math.nan if value is None else value for value in values)
 
 
 def _last_test(run: dict[str, Any]) -> dict[str, float] | None:
@@ -114,7 +118,7 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], 
     tests = []
     for row in rows:
         numbers = [f"{scale * row['test'][key]:.2f}" if row["test"] else "" for key, scale in TEST.items()]
-        full = f"{100 * row['of_full']:.1f} %" if row["of_full"] else ""
+        full = f"{100 * row['of_full']:.1f} %" if row["of_full"] is not None else ""
         tests.append([row["labels"], row["network"], ", ".join(map(str, row["seeds"])), *numbers, full])
     masks = []
     for row in filter(lambda row: row["masks"], rows):

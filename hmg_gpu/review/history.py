@@ -12,6 +12,7 @@ A line that a crash cut off is dropped when the journal is opened.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,13 +94,14 @@ class History:
         whole = content.rfind(b"\n") + 1
         number = 1
         try:
-            lines = [json.loads(line) for line in content[:whole].splitlines()]
-            if lines[0][MARK] != VERSION:
-                raise InputError(f"{path}: a journal of version {lines[0][MARK]}, expected {VERSION}; update hmg_gpu")
-            history = cls(path, {name: _clicks(rows) for name, rows in lines[0]["points"].items()})
+            lines = content[:whole].splitlines()
+            first = json.loads(lines[0])
+            if first[MARK] != VERSION:
+                raise InputError(f"{path}: a journal of version {first[MARK]}, expected {VERSION}; update hmg_gpu")
+            history = cls(path, {name: _clicks(rows) for name, rows in first["points"].items()})
             for line in lines[1:]:
                 number += 1
-                history._replay(line)
+                history._replay(json.loads(line))
         except InputError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -198,11 +200,18 @@ class History:
             raise ValueError(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """One write and a flush: after a crash the line is there whole, or cut off at the end."""
+        """One write and a flush: after a crash the line is there whole, or cut off at the end; after an error, not."""
+        content = json.dumps(line).encode() + b"\n"
         try:
             with open(self.path, "ab", buffering=0) as handle:
-                handle.write(json.dumps(line).encode() + b"\n")
-                os.fsync(handle.fileno())
+                before = handle.seek(0, os.SEEK_END)
+                try:
+                    if handle.write(content) != len(content):
+                        raise OSError(errno.ENOSPC, "no space for a whole line")
+                    os.fsync(handle.fileno())
+                except OSError:
+                    handle.truncate(before)
+                    raise
         except OSError as error:
             raise HMGError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from hmg_gpu.common.errors import HMGError
@@ -101,5 +100,9 @@ class Saver:
     def _run(self) -> None:
         while not self._stop or self._wanted.is_set():
             self._wanted.wait()
-            with suppress(HMGError):  # kept in ``error`` for the page, tried again with the next change
+            try:
                 self.write()
+            except HMGError:
+                pass  # kept in ``error`` for the page, tried again with the next change
+            except Exception as error:  # the thread must live on: nothing would be saved any more
+                self.error = f"{self.path}: cannot be written ({type(error).__name__}: {error})"

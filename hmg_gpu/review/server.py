@@ -52,6 +52,8 @@ def serve(session: Session, port: int = 0) -> Iterator[str]:
     Raises:
         HMGError: the port is taken.
     """
+    if not 0 <= port <= 65535:
+        raise HMGError(f"port {port}: expected 0 to 65535; leave out --port")
     try:
         server = Server(session, port)
     except OSError as error:

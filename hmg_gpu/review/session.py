@@ -318,14 +318,14 @@ def session_folder(save: Path) -> Path:
 
 def _take_up(folder: Path, save: Path, points: Rows | None) -> History:
     path = folder / "journal.jsonl"
-    rows = read_rows(save) if save.exists() else points
     if not path.exists():
+        rows = read_rows(save) if save.exists() else points
         if save.exists():
             shutil.copyfile(save, folder / "original.csv")
         return History.begin(path, rows or {})
     history = History.resume(path)
     if save.exists() and digest(save.read_text(encoding="utf-8-sig")) not in history.saved[-2:]:
-        _take_over(history, rows)
+        _take_over(history, read_rows(save))
     return history
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
+from hmg_gpu.common.files import finite
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data.record import differences
 from hmg_gpu.data.sets import ImageSet
@@ -62,7 +63,7 @@ def check_run(folder: Path, settings: Settings, train: ImageSet, report: Any) ->
     values = [
         f"first epoch: {name} {rows[0][name]!r}, the run's {wanted.get(name)!r}"
         for name in COMPARED
-        if rows[0][name] != wanted.get(name)
+        if finite(rows[0][name]) != wanted.get(name)
     ]
     if not found and not values:
         return []

@@ -111,7 +111,7 @@ class Training:
         self.updater: MaskUpdater | None = None
         if settings.supervision == "points":
             self.updater = MaskUpdater(train, self._maker(), settings.correction(), guard=None)
-            team.same([self.updater.initial.view(torch.uint8)])
+            team.same([self.updater.initial.view(torch.uint8), self.updater.settled.view(torch.uint8)])
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu()
@@ -480,9 +480,10 @@ class Training:
         self.totals.zero_()
         if self.team.rank == 0:  # the sum over the ranks, whose number may have changed
             self.totals.copy_(tensors["totals"])
+        begun = masks is not self.masks  # else the run begins anew with changed points
         if self.updater is not None:
             self.updater.masks = masks
-        if evolves:
+        if evolves and begun:
             self.updater.labels = tensors["labels.current"].to(self.device)
             self.updater.active = tensors["pool.current"].to(self.device)
 

@@ -148,10 +148,11 @@ def finish(console: Console, training: Training, seconds: float) -> None:
     write_sealed_json(folder / "results.json", summary)
     (folder / PREVIOUS).unlink(missing_ok=True)
     if "masks" in results:
-        console.print(mask_table(f"Masks of the {len(train)} training images", results["masks"]))
+        title = f"Masks of the {len(train)} training images, at the stage border"
+        console.print(mask_table(title, results["masks"]))
     if tests := {name: results[name] for name in ("stage 1", "stage 2") if name in results}:
         console.print(mask_table("Network on the test images (last epoch of each stage)", tests))
-    if words := verdict(results):
+    if not settings.update_every and (words := verdict(results)):  # else masks changed after they were measured
         console.print(Text(words, "yellow"), soft_wrap=True)
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(

@@ -64,6 +64,7 @@ class MaskUpdater:
 
     Attributes:
         data: the set. maker, rule: as given, with all that depends on the data settled.
+        settled: bool [N], the images whose masks the maker trusts.
         initial, masks: bool [N, H, W], False in the padding; ``initial`` never changes.
         labels: uint8 [N, H, W], the soft labels of a rule of label evolution, 255 is 1; ``masks`` is where they are
             above 0.5. None for other rules.
@@ -100,7 +101,7 @@ class MaskUpdater:
             self.initial = self.maker.masks(data)
             self._soft = self.maker.probabilities(data) if self.rule.soft else None
             everyone = torch.ones(len(data), dtype=torch.bool, device=self.device)
-            self._settled = self.maker.settled(data) if self.rule.pools else everyone
+            self.settled = self.maker.settled(data) if self.rule.pools else everyone
             self.restart()
             self._fault = torch.zeros(1, dtype=torch.bool, device=self.device)
             self._fault_seen = torch.zeros(1, dtype=torch.bool, pin_memory=self.device.type == "cuda")
@@ -208,7 +209,7 @@ class MaskUpdater:
         """Masks, labels and pool as before the first update."""
         self.masks, self.labels, self.active = self.initial.clone(), None, None
         if self.rule.evolves:
-            self.labels, self.active = self.rule.start(self.initial, self._settled)
+            self.labels, self.active = self.rule.start(self.initial, self.settled)
 
     def update(
         self,

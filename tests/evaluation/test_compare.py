@@ -14,7 +14,7 @@ from refusal import refused
 from tiny import tiny_set, write_folder
 
 import eval as script
-from hmg_gpu.common.checksums import write_sealed_json
+from hmg_gpu.common.checksums import read_sealed_json, write_sealed_json
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.compare import compare_maker, compare_markdown, over_sides, published, unpublished
 from hmg_gpu.evaluation.metrics import measure
@@ -147,3 +147,17 @@ def test_what_is_no_run(content: str | dict | None, parts: tuple[str, ...], tmp_
     elif content is not None:
         write_sealed_json(tmp_path / "results.json", content)
     refused(lambda: read_run(tmp_path), *parts)
+
+
+def test_runs_that_found_nothing_or_whose_test_set_has_no_target(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "full", 0.0, supervision="full"), run(tmp_path / "points", 0.3)]
+    content = read_sealed_json(folders[1] / "results.json")
+    content["results"]["stage 2"]["pd"] = None  # NaN in JSON
+    write_sealed_json(folders[1] / "results.json", content)
+    rows = runs_rows(map(read_run, folders))
+    assert [row["of_full"] for row in rows] == [None, None]
+    assert "| 30.00 | nan | 20.00 |" in runs_markdown(rows)
+
+
+def test_sides_that_have_no_middle_are_refused() -> None:
+    refused(lambda: over_sides(tiny_set(), Pmg(extent=8), [9, 10]), "sides: 10", "odd")

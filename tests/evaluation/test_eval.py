@@ -737,6 +737,20 @@ def test_rows_of_runs_on_other_systems_labels(changed: dict, row: str | None, tm
     assert [one.row for one in found] == ([] if row is None else [row])
 
 
+def test_older_runs_are_hmgs(tmp_path: Path) -> None:
+    """Their settings knew PMG and the union alone."""
+    settings = {
+        "initial": "pmg",
+        "fusion": "union",
+        "supervision": "points",
+        "points": "masks_centroid",
+        "epochs": [1, 1],
+    }
+    about = {"settings": settings | {"model": "acm"}, "stage": 2, "dataset": "NUAA-SIRST", "normalisation": [1, 2]}
+    save_checkpoint(tmp_path / "stage2.safetensors", {"model.x": torch.zeros(1)}, about)
+    assert sort_checkpoints([str(tmp_path / "stage2.safetensors")], "SIRST3", "lesps")[0].row == "HMG"
+
+
 def test_points_of_the_paper_on_a_sweep() -> None:
     points = paper_points("half_width", "NUAA-SIRST", "train")
     assert [(point["value"], point["iou"]) for point in points] == [(4, 74.22), (0, pytest.approx(71.72))]

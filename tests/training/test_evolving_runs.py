@@ -285,3 +285,23 @@ def test_a_pool_of_nothing_is_refused(tmp_path: Path) -> None:
     blank = replace(data, images=torch.full_like(data.images, 9))
     refused(lambda: start(POOL, tmp_path, train=blank), "rule pal: masks pal trust no image", "use others")
     refused(lambda: MaskUpdater(blank, "pal", "pal").loader(2, 32), "trust no image")
+
+
+def test_labels_are_those_of_the_points_that_a_run_goes_on_with(tmp_path: Path) -> None:
+    settings = Settings(rule="lesps", epochs=(2, 2), update_every=1, batch_size=2, patch_size=32, extent=8)
+    data = tiny_set()
+
+    def stopping(event: dict) -> None:
+        if event["event"] == "step" and event["step"] == 2:
+            run.stop = True
+
+    run = Training(settings, data, None, tmp_path, stopping)
+    with pytest.raises(StopRequest):
+        run.run()
+    moved = tiny_set()
+    moved.points[:, 1] += 1
+    again = Training(settings, moved, None, tmp_path, lambda event: None)
+    again.resume(changed_data=True)
+    assert torch.equal(again.masks, again.updater.initial) and torch.equal(again.updater.labels > 127, again.masks)
+    again.save()
+    Training(settings, moved, None, tmp_path, lambda event: None).resume()

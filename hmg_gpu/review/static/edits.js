@@ -24,7 +24,7 @@ export class Edits {
       const body = { row, revision: state.revision, what, ...values };
       const after = await post("/api/edit", body);
       first(after);
-      this.page.show(after);
+      if (this.page.state().row === row) this.page.show(after);
       return after;
     });
   }

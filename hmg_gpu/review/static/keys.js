@@ -37,7 +37,8 @@ const MORE = [
 
 function nameOf(event) {
   const control = event.ctrlKey || event.metaKey;
-  const key = control && event.shiftKey ? event.key.toUpperCase() : event.key;
+  const letter = event.key.length === 1;
+  const key = control && letter ? (event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase()) : event.key;
   return control ? `Ctrl+${key}` : key.length === 1 && !event.shiftKey ? key.toLowerCase() : key;
 }
 

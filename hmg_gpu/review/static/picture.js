@@ -86,6 +86,10 @@ export class Picture {
   // ---- where things are
 
   fit() {
+    if (!this.size) {
+      this.fitted = true; // the first size fits it
+      return;
+    }
     const { width, height } = this.size;
     const scale = Math.min(MOST, 0.96 * Math.min(width / this.image.width, height / this.image.height));
     this.view = {
