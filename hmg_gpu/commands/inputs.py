@@ -143,7 +143,7 @@ class Source:
     def sample(self, points: int, pixels: int) -> ImageSet:
         """As :class:`hmg_gpu.masks.makers.maker.Sampled`."""
         counts = [len(self.points[name]) for name in self.names]
-        return self.read(spread_rows(counts, self.sizes, points, pixels) or [0])
+        return self.read(spread_rows(counts, self.sizes, points, pixels) or [0])  # [0]: no image has a point
 
     def normalisation(self) -> tuple[float, float]:
         """(mean, std) that the images ask for: the store's, a known data set's, or their own."""

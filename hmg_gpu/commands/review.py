@@ -34,7 +34,7 @@ def review(options: argparse.Namespace, console: Console) -> int:
         options.points = _find_points(options)
         save = _where_to_save(options, gallery)
         points = None if save.exists() else _read_points(options)
-        maker = _fit(options, console, gallery, save)
+        maker = _fit(options, console, gallery, save, points)
         export = _Export(options, maker)
         with (
             open_session(gallery, maker, save, export, points) as session,
@@ -104,7 +104,9 @@ def _read_points(options: argparse.Namespace) -> Rows | None:
         return {name: [(y, x, None) for y, x in rows.tolist()] for name, rows in source.points.items()}
 
 
-def _fit(options: argparse.Namespace, console: Console, gallery: Gallery, save: Path) -> Pmg | Learned:
+def _fit(
+    options: argparse.Namespace, console: Console, gallery: Gallery, save: Path, begun: Rows | None
+) -> Pmg | Learned:
     """The maker of --masks; what it learns is kept in the session's folder and taken up again."""
     student = session_folder(save) / "student.safetensors"
     if options.masks == "learned" and student.exists():
@@ -113,7 +115,8 @@ def _fit(options: argparse.Namespace, console: Console, gallery: Gallery, save: 
     if not isinstance(maker, (Pmg, Learned)):
         raise InputError(f"--masks {options.masks}: makes no mask of a single point; choose pmg or learned")
     points = save if save.exists() else options.points
-    has_points = points is not None and (points.exists() or points.suffix.lower() != ".csv")
+    rows = read_rows(save) if save.exists() else begun or {}
+    has_points = any(rows.get(name) for name in gallery.names)
     if options.masks == "learned" and not has_points:
         raise InputError(
             "--masks learned: learns from points, and there are none yet; give --points, or begin with pmg"

@@ -62,7 +62,7 @@ class Doubts:
                 row, _ = self._waiting.popitem()
             try:
                 value = self._measure(row)
-            except Exception:
+            except Exception:  # told where the image is opened; the others are measured all the same
                 value = None
             with self._change:
                 self._found.append((row, value))

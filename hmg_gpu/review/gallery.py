@@ -17,6 +17,7 @@ from PIL import Image
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import read_image, read_mask
 from hmg_gpu.data.store import open_split
+from hmg_gpu.review.saving import check_names
 
 CACHE_BYTES = 2**28  # of images and masks, and once more an eighth of it for thumbnails
 THUMB = 96  # pixels, the longer side
@@ -53,11 +54,11 @@ class Cache:
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:
-            with self._lock:
-                if key in self._values:
-                    self._values.move_to_end(key)
-                    return self._values[key][0]
             try:
+                with self._lock:
+                    if key in self._values:
+                        self._values.move_to_end(key)
+                        return self._values[key][0]
                 value = make()
                 self._keep(key, value, size(value))
                 return value
@@ -78,11 +79,17 @@ class Gallery(ABC):
 
     Attributes:
         names: N stems. files: as CSV files name them. dataset: the data set's name.
+        truth_errors: by number, why the ground truth of an image does not count.
+
+    Raises:
+        InputError: a name that a CSV does not keep.
     """
 
     def __init__(self, names: Sequence[str], files: Sequence[str], dataset: str):
         self.names, self.files, self.dataset = list(names), list(files), dataset
+        check_names(dict(zip(self.names, self.files, strict=True)))
         self.row_of = {name: row for row, name in enumerate(self.names)}
+        self.truth_errors: dict[int, str] = {}
         self._cache, self._thumbs = Cache(CACHE_BYTES), Cache(CACHE_BYTES // 8)
 
     @abstractmethod
@@ -150,7 +157,14 @@ class FolderGallery(Gallery):
 
     def _read_truth(self, row: int) -> np.ndarray | None:
         path = self._truth / f"{self.names[row]}.png" if self._truth else None
-        return read_mask(path, self.pixels(row).shape) if path and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        shape = self.pixels(row).shape
+        try:
+            return read_mask(path, shape)
+        except InputError as error:  # the image can be annotated all the same
+            self.truth_errors[row] = f"{error}; shown without ground truth"
+            return None
 
 
 class StoreGallery(Gallery):

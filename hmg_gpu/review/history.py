@@ -5,7 +5,7 @@ The journal has one JSON object a line, appended and flushed to the disk before 
     {"hmg_gpu review": 1, "points": {"a": [[0, 3, 7, null]]}}                              the points at the beginning
     {"do": 1, "what": "add", "image": "a", "before": [...], "after": [...]}                a step, with its number
     {"undo": 1} {"redo": 1}                                                                steps taken back and forth
-    {"saving": "sha256 of a CSV"}                                                          written before the CSV is
+    {"saving": "sha256 of a CSV"} {"saved": "sha256 of a CSV"}                             before and after writing it
 
 A line that a crash cut off is dropped when the journal is opened.
 """
@@ -16,6 +16,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +56,8 @@ class History:
 
     Attributes:
         points: the clicks of each image. base: those at the beginning. steps: done, in order; taken back ones not.
-        undone: what :meth:`redo` would do again, the next one last. saved: digests of the CSV files written, in order.
+        undone: what :meth:`redo` would do again, the next one last.
+        saved: digests that the CSV may have: of the last one surely written, and of those tried since.
         next_id: of a new point.
     """
 
@@ -95,10 +97,10 @@ class History:
         number = 1
         try:
             lines = content[:whole].splitlines()
-            first = json.loads(lines[0])
-            if first[MARK] != VERSION:
-                raise InputError(f"{path}: a journal of version {first[MARK]}, expected {VERSION}; update hmg_gpu")
-            history = cls(path, {name: _clicks(rows) for name, rows in first["points"].items()})
+            head = json.loads(lines[0])
+            if head[MARK] != VERSION:
+                raise InputError(f"{path}: a journal of version {head[MARK]}, expected {VERSION}; update hmg_gpu")
+            history = cls(path, {name: _clicks(rows) for name, rows in head["points"].items()})
             for line in lines[1:]:
                 number += 1
                 history._replay(json.loads(line))
@@ -141,6 +143,11 @@ class History:
         """To be called before the CSV is replaced by one of this SHA-256."""
         self._append({"saving": digest})
         self.saved.append(digest)
+
+    def note_saved(self, digest: str) -> None:
+        """To be called when the CSV was replaced by one of this SHA-256."""
+        self._append({"saved": digest})
+        self.saved = [digest]
 
     def changes(self) -> Iterator[dict[str, Any]]:
         """The points that are not as they were at the beginning, one row each, by image."""
@@ -192,6 +199,8 @@ class History:
             self._done(Step(line["do"], line["what"], line["image"], _clicks(line["before"]), _clicks(line["after"])))
         elif "saving" in line:
             self.saved.append(line["saving"])
+        elif "saved" in line:
+            self.saved = [line["saved"]]
         elif "undo" in line and line["undo"] == self.steps[-1].number:
             self._undone()
         elif "redo" in line and line["redo"] == self.undone[-1].number:
@@ -200,17 +209,18 @@ class History:
             raise ValueError(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """One write and a flush: after a crash the line is there whole, or cut off at the end; after an error, not."""
+        """One write and a flush: after a crash the line is there whole, or cut off at the end; after an error not."""
         content = json.dumps(line).encode() + b"\n"
         try:
             with open(self.path, "ab", buffering=0) as handle:
-                before = handle.seek(0, os.SEEK_END)
+                length = handle.seek(0, os.SEEK_END)
                 try:
-                    if handle.write(content) != len(content):
-                        raise OSError(errno.ENOSPC, "no space for a whole line")
+                    if handle.write(content) < len(content):  # how a disk tells that it is nearly full
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(handle.fileno())
                 except OSError:
-                    handle.truncate(before)
+                    with suppress(OSError):
+                        handle.truncate(length)
                     raise
         except OSError as error:
             raise HMGError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error

@@ -47,8 +47,9 @@ class Routes:
         self.session = session
         folder = resources.files("hmg_gpu.review") / "static"
         self.static = {
-            entry.name: Reply(200, STATIC_TYPES["." + entry.name.rpartition(".")[2]], entry.read_bytes())
+            entry.name: Reply(200, kind, entry.read_bytes())
             for entry in folder.iterdir()
+            if (kind := STATIC_TYPES.get("." + entry.name.rpartition(".")[2]))
         }
         self._get: dict[str, Callable[..., Reply]] = {
             r"/": lambda: self.static["index.html"],

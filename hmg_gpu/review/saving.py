@@ -7,12 +7,14 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from hmg_gpu.common.errors import HMGError
-from hmg_gpu.common.files import write_text
+from hmg_gpu.common.errors import HMGError, InputError
+from hmg_gpu.common.files import write_bytes
 from hmg_gpu.data import read_extents, read_points
-from hmg_gpu.review.history import Clicks
+from hmg_gpu.review.history import Click, Clicks
 
 Rows = dict[str, list[tuple[int, int, int | None]]]
 
@@ -48,9 +50,49 @@ def as_csv(points: Mapping[str, Clicks], files: Mapping[str, str]) -> str:
     return handle.getvalue()
 
 
-def digest(text: str) -> str:
+def check_names(files: Mapping[str, str]) -> None:
+    """Refuse images whose names a CSV does not give back, such as those with a tab or in another coding than UTF-8.
+
+    Args:
+        files: the file of each image by its name, as for :func:`as_csv`.
+
+    Raises:
+        InputError: names the first such file.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "names.csv")
+        if _survive(files, path):
+            return
+        for name, file in files.items():
+            if not _survive({name: file}, path):
+                shown = file.encode("utf-8", "backslashreplace").decode()
+                raise InputError(f"{shown!r}: a name that a CSV does not keep; rename it to letters, digits and _")
+
+
+def _survive(files: Mapping[str, str], path: Path) -> bool:
+    points = {name: (Click(0, 0, 0),) for name in files}
+    try:
+        write_bytes(path, as_csv(points, files).encode())
+        return read_rows(path) == {name: [(0, 0, None)] for name in files}
+    except (UnicodeEncodeError, InputError):
+        return False
+
+
+def digest(content: bytes) -> str:
     """SHA-256 in hexadecimal, by which a CSV is known again."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file and its rights") from error
 
 
 class Saver:
@@ -60,11 +102,25 @@ class Saver:
         path: of the CSV.
         render: gives its text.
         before: called with the text's digest before the file is replaced.
+        after: called with it when the file was replaced.
+        folder: keeps what somebody else wrote to ``path`` since the first writing.
+
+    Attributes:
+        error: why the file was not written, or what was found in its place; for the page.
     """
 
-    def __init__(self, path: Path, render: Callable[[], str], before: Callable[[str], None]):
+    def __init__(
+        self,
+        path: Path,
+        render: Callable[[], str],
+        before: Callable[[str], None],
+        after: Callable[[str], None],
+        folder: Path,
+    ):
         self.path, self.error = path, ""
-        self._render, self._before = render, before
+        self._render, self._before, self._after, self._folder = render, before, after, folder
+        self._ours: set[str] = set()  # digests that the file may have
+        self._found = ""
         self._wanted, self._stop = threading.Event(), False
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True, name="saver")
@@ -82,14 +138,19 @@ class Saver:
         """
         with self._writing:
             self._wanted.clear()
-            text = self._render()
             try:
-                self._before(digest(text))
-                write_text(self.path, text)
-            except HMGError as error:
-                self.error = str(error)
+                content = self._render().encode()
+                self._keep_foreign()
+                mark = digest(content)
+                self._before(mark)
+                self._ours.add(mark)
+                write_bytes(self.path, content)
+                self._ours = {mark}
+                self._after(mark)
+            except Exception as error:  # whatever it was, the page has to know that the points are not saved
+                self.error = str(error) if isinstance(error, HMGError) else f"{type(error).__name__}: {error}"
                 raise
-            self.error = ""
+            self.error = self._found
 
     def close(self) -> None:
         """Write what is left."""
@@ -97,12 +158,18 @@ class Saver:
         self._wanted.set()
         self._thread.join()
 
+    def _keep_foreign(self) -> None:
+        """Copy what somebody else wrote before it is replaced."""
+        if not self._ours or not self.path.exists():
+            return
+        content = read_content(self.path)
+        if digest(content) not in self._ours:
+            kept = self._folder / f"edited_{digest(content)[:12]}.csv"
+            write_bytes(kept, content)
+            self._found = f"{self.path} was edited elsewhere while the page was open; that file is kept as {kept}"
+
     def _run(self) -> None:
         while not self._stop or self._wanted.is_set():
             self._wanted.wait()
-            try:
+            with suppress(Exception):  # kept in ``error`` for the page, tried again with the next change
                 self.write()
-            except HMGError:
-                pass  # kept in ``error`` for the page, tried again with the next change
-            except Exception as error:  # the thread must live on: nothing would be saved any more
-                self.error = f"{self.path}: cannot be written ({type(error).__name__}: {error})"

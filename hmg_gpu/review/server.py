@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hmg_gpu.common.errors import HMGError
+from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.review.routes import Reply, Routes, refusal
 from hmg_gpu.review.session import Session
 
@@ -50,10 +50,10 @@ def serve(session: Session, port: int = 0) -> Iterator[str]:
         port: 0: any that is free.
 
     Raises:
-        HMGError: the port is taken.
+        HMGError: the port is taken. InputError: no port.
     """
     if not 0 <= port <= 65535:
-        raise HMGError(f"port {port}: expected 0 to 65535; leave out --port")
+        raise InputError(f"port {port}: expected 0 (any that is free) to 65535; check --port")
     try:
         server = Server(session, port)
     except OSError as error:
@@ -110,7 +110,11 @@ class Server(ThreadingHTTPServer):
                 return
         with self._lock:
             self._open.add(request)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no more threads: socketserver closes the connection
+            self._leave(request)
+            raise
 
     def server_close(self) -> None:
         """End every connection, too."""
@@ -124,10 +128,13 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            with self._lock:
-                self._idle.pop(request, None)
-                self._open.discard(request)
-            self._free.release()
+            self._leave(request)
+
+    def _leave(self, request: Any) -> None:
+        with self._lock:
+            self._idle.pop(request, None)
+            self._open.discard(request)
+        self._free.release()
 
     def idle(self, connection: Any, is_idle: bool) -> None:
         """Note whether a connection waits for its next request."""

@@ -20,7 +20,7 @@ from hmg_gpu.review.export import Export
 from hmg_gpu.review.gallery import Cache, Gallery
 from hmg_gpu.review.history import Click, Clicks, History, Step
 from hmg_gpu.review.point_masks import PointMask, PointMasks, mask_runs
-from hmg_gpu.review.saving import Rows, Saver, as_csv, digest, read_rows
+from hmg_gpu.review.saving import Rows, Saver, as_csv, digest, read_content, read_rows
 
 MASK_BYTES = 2**26  # of point masks that are kept
 MAX_CLICKS = 10_000  # of an image
@@ -50,7 +50,7 @@ class Session:
         self._lock = threading.RLock()
         self._kept = Cache(MASK_BYTES)
         self._files = dict(zip(gallery.names, gallery.files, strict=True))
-        self.saver = Saver(save, self.as_csv, history.note_saving)
+        self.saver = Saver(save, self.as_csv, history.note_saving, history.note_saved, session_folder(save))
         self.doubts = Doubts(self._doubt)
         self.doubts.ask(row for row in reversed(range(len(gallery.names))) if history.points.get(gallery.names[row]))
         self.export = Export(save.with_name(f"{save.stem}_masks"), self._snapshot, export)
@@ -112,10 +112,10 @@ class Session:
         return self.gallery.thumbnail(row)
 
     def truth(self, row: int) -> dict[str, Any]:
-        """Ground truth as runs of pixels; none where there is no ground truth."""
+        """Ground truth as runs of pixels; none where there is no ground truth, or (``error``) none that fits."""
         self._name(row)
         truth = self.gallery.truth(row)
-        return {"runs": [] if truth is None else mask_runs(truth)}
+        return {"runs": [] if truth is None else mask_runs(truth), "error": self.gallery.truth_errors.get(row, "")}
 
     def preview(self, row: int, y: int, x: int, extent: int | None) -> dict[str, Any]:
         """The mask that a point would have; nothing is changed."""
@@ -153,7 +153,10 @@ class Session:
                     f"the points of {name} were changed in another tab; they are shown now: change them again"
                 )
             clicks = self.history.points.get(name, ())
-            self.history.do(what, name, self._changed(clicks, what, shape, **values))
+            after = self._changed(clicks, what, shape, **values)
+            if after == clicks:
+                return self.state(row)
+            self.history.do(what, name, after)
         return self._after(row)
 
     def undo(self, number: int) -> dict[str, Any]:
@@ -319,12 +322,13 @@ def session_folder(save: Path) -> Path:
 def _take_up(folder: Path, save: Path, points: Rows | None) -> History:
     path = folder / "journal.jsonl"
     if not path.exists():
-        rows = read_rows(save) if save.exists() else points
-        if save.exists():
-            shutil.copyfile(save, folder / "original.csv")
-        return History.begin(path, rows or {})
+        if not save.exists():
+            return History.begin(path, points or {})
+        rows = read_rows(save)
+        shutil.copyfile(save, folder / "original.csv")
+        return History.begin(path, rows)
     history = History.resume(path)
-    if save.exists() and digest(save.read_text(encoding="utf-8-sig")) not in history.saved[-2:]:
+    if save.exists() and digest(read_content(save)) not in history.saved:
         _take_over(history, read_rows(save))
     return history
 

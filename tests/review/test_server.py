@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_tools import run
+from refusal import refused
 from tiny import write_folder
 
 from hmg_gpu.data import pack_folder, read_image
@@ -212,6 +213,11 @@ def test_broken_requests_leave_the_server_alive(client: Client, monkeypatch: pyt
         answer = client.raw(data)
         assert not answer or b" 200 " not in answer.partition(b"\r\n")[0], data[:40]
     assert Client(client.address).get("/api/images/0")
+
+
+@pytest.mark.parametrize("port", [-5, 70000])
+def test_no_port_is_one_line(client: Client, port: int) -> None:
+    refused(lambda: server.serve(client.session, port).__enter__(), f"port {port}: expected 0")
 
 
 def test_a_thousand_connections(client: Client) -> None:

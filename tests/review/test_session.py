@@ -27,7 +27,7 @@ from hmg_gpu.masks.student import StudentSettings, train_student
 from hmg_gpu.review.gallery import FolderGallery, open_store
 from hmg_gpu.review.history import Click, History
 from hmg_gpu.review.point_masks import PointMasks, mask_runs
-from hmg_gpu.review.saving import as_csv, read_rows
+from hmg_gpu.review.saving import as_csv, digest, read_rows
 from hmg_gpu.review.session import Conflict, Session, open_session
 from tests.review.served import EXTENT
 
@@ -290,6 +290,43 @@ def test_forged_journals_are_refused(tmp_path: Path) -> None:
         refused(lambda: History.resume(path), "journal.jsonl")
 
 
+def test_a_step_that_was_not_written_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History.begin(tmp_path / "journal.jsonl", {})
+    before = history.path.read_bytes()
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(HMGError, match="Input/output error"):
+            history.do("add", "a", (Click(0, 1, 2),))
+    assert history.path.read_bytes() == before and history.points == {}
+    history.path.write_bytes(before + b'{"do": 1}\n')
+    refused(lambda: History.resume(history.path), "line 2: no journal")
+
+
+def test_what_others_write_meanwhile_is_kept(root: Path, tmp_path: Path) -> None:
+    save = tmp_path / "p.csv"
+    with opened(root, save) as session:
+        save.write_text("image,y,x\ntest0.png,4,5\n")
+        session.saver.write()
+        (kept,) = (tmp_path / "p.review").glob("edited_*.csv")
+        assert kept.read_text() == "image,y,x\ntest0.png,4,5\n" and str(kept) in session.state(0)["saving"]
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x0bb", " a", "a\udcff"])
+def test_names_that_a_csv_does_not_keep_are_refused(tmp_path: Path, name: str) -> None:
+    refused(lambda: FolderGallery([tmp_path / "good.png", tmp_path / f"{name}.png"]), "a name that a CSV does not keep")
+
+
+def test_a_move_to_the_same_place_is_no_step(root: Path, tmp_path: Path) -> None:
+    with opened(root, tmp_path / "p.csv") as session:
+        (point,) = change(session, 0, "add", y=5, x=6)["points"]
+        change(session, 0, "move", id=point["id"], y=5, x=6)
+        assert len(session.history.steps) == 1
+
+
 def test_a_full_disk_keeps_the_csv_and_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = tmp_path / "p.csv"
     with opened(root, save) as session:
@@ -297,16 +334,20 @@ def test_a_full_disk_keeps_the_csv_and_is_told(root: Path, tmp_path: Path, monke
         session.saver.write()
         before = save.read_bytes()
 
-        def full(path: Path, text: str) -> None:
+        def full(path: Path, content: bytes) -> None:
             raise HMGError(f"{path}: cannot be written (No space left on device)")
 
         with monkeypatch.context() as patch:
-            patch.setattr("hmg_gpu.review.saving.write_text", full)
+            patch.setattr("hmg_gpu.review.saving.write_bytes", full)
             change(session, 0, "add", y=9, x=9)
             with pytest.raises(HMGError):
                 session.saver.write()
             assert save.read_bytes() == before
             assert "No space left" in session.state(0)["saving"]
+            for _ in range(2):
+                with pytest.raises(HMGError):
+                    session.saver.write()
+            assert digest(before) in History.resume(session.history.path).saved  # a restart knows it as ours
         change(session, 0, "add", y=11, x=11)
         session.saver.write()
         assert session.state(0)["saving"] == "" and save.read_text().count("\n") == 4
@@ -420,7 +461,8 @@ def test_images_that_cannot_be_read_are_told_one_by_one(root: Path, tmp_path: Pa
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "masks" / "test1.png")
     with opened(root, tmp_path / "p.csv", {"test0": [(1, 1, None)], "test1": [(1, 1, None)]}) as session:
         refused(lambda: session.state(0), "test0.png: cannot be read")
-        refused(lambda: session.state(1), "test1.png: the mask is 9 x 9")
+        assert session.state(1)["iou"] is None and len(session.state(1)["points"]) == 1
+        assert "test1.png: the mask is 9 x 9" in session.truth(1)["error"] and session.truth(1)["runs"] == []
         assert session.state(2)["points"] == []
 
 

@@ -20,7 +20,7 @@ const list = new ImageList(
   { list: find("list"), rows: find("rows"), filter: find("filter"), sort: find("sort"), progress: find("progress") },
   (row) => open(row),
 );
-const edits = new Edits({ state: () => state, show, refresh, said, fail });
+const edits = new Edits({ state: () => state, show, count, refresh, said, fail });
 
 let about = null;
 let state = { row: null };
@@ -54,6 +54,7 @@ async function open(row) {
     picture.setPoints(found.points);
     picture.show(image, contrast);
     message("");
+    if (truth.error) said(truth.error, true);
     showState();
     showContrast();
     explain(null);
@@ -96,10 +97,17 @@ async function show(found) {
   }
 }
 
+// Note an answer about an image that is not shown any more.
+function count({ row, points }) {
+  if (row !== null) list.setCount(row, points.length);
+}
+
 async function refresh() {
-  if (state.row === null) return;
+  const { row } = state;
+  if (row === null) return;
   try {
-    await show(await get(`/api/images/${state.row}`));
+    const found = await get(`/api/images/${row}`);
+    if (state.row === row) await show(found);
   } catch (error) {
     fail(error);
   }

@@ -3,7 +3,7 @@
 import { post, Refused } from "./api.js";
 
 export class Edits {
-  // `page`: state() the shown image's, show(state), refresh(), said(text), fail(error)
+  // `page`: state() the shown image's, show(state), count(state), refresh(), said(text), fail(error)
   constructor(page) {
     this.page = page;
     this.last = Promise.resolve();
@@ -23,6 +23,10 @@ export class Edits {
       if (state.row !== row) return null; // another image was opened meanwhile
       const body = { row, revision: state.revision, what, ...values };
       const after = await post("/api/edit", body);
+      if (this.page.state().row !== row) {
+        this.page.count(after);
+        return null; // another image was opened while the answer was on its way
+      }
       first(after);
       if (this.page.state().row === row) this.page.show(after);
       return after;
@@ -32,13 +36,14 @@ export class Edits {
   // way: "undo" or "redo"
   back(way) {
     return this.queue(async () => {
-      const step = this.page.state()[way];
+      const { row, [way]: step } = this.page.state();
       if (!step) {
         this.page.said(`nothing to ${way}`);
         return null;
       }
       const after = await post(`/api/${way}`, { number: step.number });
-      await this.page.show(after);
+      if (this.page.state().row === row) await this.page.show(after);
+      else this.page.count(after);
       this.page.said(`${way}: ${step.what}, ${step.image}`);
       return after;
     });

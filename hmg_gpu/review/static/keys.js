@@ -35,11 +35,11 @@ const MORE = [
   ["Arrows", "move the cursor by a pixel, with Shift by ten, with Alt the chosen point"],
 ];
 
-function nameOf(event) {
-  const control = event.ctrlKey || event.metaKey;
-  const letter = event.key.length === 1;
-  const key = control && letter ? (event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase()) : event.key;
-  return control ? `Ctrl+${key}` : key.length === 1 && !event.shiftKey ? key.toLowerCase() : key;
+// Caps Lock changes event.key as Shift does, so with Ctrl a letter's case is that of Shift alone.
+function nameOf({ key, ctrlKey, metaKey, altKey, shiftKey }) {
+  const control = (ctrlKey || metaKey) && !altKey; // both together are AltGr on some systems
+  const letter = key.length !== 1 ? key : shiftKey && control ? key.toUpperCase() : shiftKey ? key : key.toLowerCase();
+  return control ? `Ctrl+${letter}` : letter;
 }
 
 // `actions` by name, and arrow(down, right, event).
@@ -60,6 +60,7 @@ export function listenToKeys(actions, listElement) {
       actions.arrow(...arrow, event);
       return;
     }
+    if (event.altKey && !["[", "]"].includes(event.key)) return; // many keyboards type brackets with Alt or AltGr
     const action = known.get(nameOf(event));
     if (!action) return;
     event.preventDefault();

@@ -86,10 +86,8 @@ export class Picture {
   // ---- where things are
 
   fit() {
-    if (!this.size) {
-      this.fitted = true; // the first size fits it
-      return;
-    }
+    this.fitted = true;
+    if (!this.size) return; // it is fitted when its size is known
     const { width, height } = this.size;
     const scale = Math.min(MOST, 0.96 * Math.min(width / this.image.width, height / this.image.height));
     this.view = {
@@ -97,7 +95,6 @@ export class Picture {
       left: (width - scale * this.image.width) / 2,
       top: (height - scale * this.image.height) / 2,
     };
-    this.fitted = true;
     this.draw();
   }
 

@@ -45,6 +45,7 @@ export class Pointer {
     this.canvas.focus({ preventScroll: true });
     this.canvas.setPointerCapture(event.pointerId);
     const place = this.placeOf(event);
+    if (this.held?.kind === "point") this.actions.release(); // a second finger ends the first one's drag
     this.held = { start: place, last: place, moved: false, kind: "none" };
     if (event.pointerType === "touch") this.fingerDown(event, place);
     else if (event.button === 1 || (event.button === 0 && this.space)) this.held.kind = "pan";
@@ -63,7 +64,6 @@ export class Pointer {
     this.fingers.set(event.pointerId, place);
     clearTimeout(this.long);
     if (this.fingers.size > 1) {
-      if (this.held.kind === "point") this.actions.release();
       this.held.kind = "pinch";
       return;
     }
