@@ -28,7 +28,7 @@ export class Edits {
         return null; // another image was opened while the answer was on its way
       }
       first(after);
-      if (this.page.state().row === row) this.page.show(after);
+      this.page.show(after);
       return after;
     });
   }
