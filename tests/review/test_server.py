@@ -287,7 +287,9 @@ def test_the_command_from_start_to_end(packed: bool, root: Path, tmp_path: Path)
     command = ["review", "--images", images, "--points", "masks_centroid", "--save", tmp_path / "p.csv", "--extent", 8]
     words = list(map(str, [sys.executable, "-u", "-m", "hmg_gpu", *command, "--no-browser"]))
     for begun in (False, True):
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # Whoever started the tests may ignore Ctrl-C, and a child would, too.
+        process = subprocess.Popen(words, **streams, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         try:
             first = process.stdout.readline()
             count = 6 if packed else 8
