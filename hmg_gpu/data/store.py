@@ -258,6 +258,16 @@ class _Sink(io.FileIO):
             self.error = error
         return len(view)
 
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
 
 class _Writer:
     """One split that is written part by part; nothing but names, sizes and points is kept."""
