@@ -19,9 +19,9 @@ from hmg_gpu.common.files import finite, write_text
 KEY = "checksum"
 
 
-def checksum_of(content: bytes | memoryview, start: int = 0) -> str:
-    """Eight hexadecimal digits; ``start``: the number behind those of what comes before."""
-    return f"{zlib.crc32(content, start):08x}"
+def checksum_of(content: bytes) -> str:
+    """Eight hexadecimal digits."""
+    return f"{zlib.crc32(content):08x}"
 
 
 def checksum_of_json(value: Any) -> str:
