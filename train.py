@@ -36,7 +36,9 @@ from hmg_gpu.training import Settings, StopRequest, Training
 from hmg_gpu.training.check import check_run
 from hmg_gpu.training.estimate import estimate_seconds, in_words
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
+from hmg_gpu.training.settings import recipe
 
+MODEL = "unet"  # on real sets it gave the best masks for its time on a CPU (bench/results/README.md)
 SYNTHETIC = {"epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # what the embedded scenes ask for
 
 
@@ -60,9 +62,7 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
         report = screen.report if team.rank == 0 else lambda event: None
         training = Training(settings, train, test, folder, report, team)  # points -> initial masks (Sec. 3.1)
         begin(options, training, screen, console)
-        seconds = estimate_seconds(training)
-        if seconds is not None:
-            say(console, f"training will take about {in_words(seconds)}")
+        say_how_long(console, training)
         try:
             with stopped_by_signals(training) as received:
                 training.train_stage(1)  # on the initial masks (Sec. 4)
@@ -95,8 +95,9 @@ def choose_settings(options: argparse.Namespace, console: Console, team: Team) -
     given = {field.name: value for field in fields(Settings) if (value := getattr(options, field.name)) is not None}
     folder = options.resume or options.check
     if not folder:
-        defaults = SYNTHETIC if given.get("data", "synthetic") == "synthetic" else {}
-        return Settings(**(defaults | given)), None
+        model = given.setdefault("model", MODEL)
+        synthetic = given.get("data", "synthetic") == "synthetic"
+        return Settings(**(recipe(model) | (SYNTHETIC if synthetic else {}) | given)), None
     option = "--resume" if options.resume else "--check"
     if given.keys() - {"model"} or options.out or (options.resume and options.check):
         raise InputError(f"{option} takes every setting from the run; leave out the other options")
@@ -120,8 +121,8 @@ def choose_settings(options: argparse.Namespace, console: Console, team: Team) -
 
 def load_data(settings: Settings, device: torch.device, console: Console) -> tuple[ImageSet, ImageSet | None]:
     with console.status(f"reading {escape(settings.data)}"):
-        needed = settings.supervision == "points" or settings.positive > 0
-        train = load_split(settings.data, "train", points=settings.points if needed else None).to(device)
+        points = settings.points if settings.supervision == "points" else None
+        train = load_split(settings.data, "train", points=points).to(device)
         test = load_split(settings.data, "test", points=None, missing_ok=True)
     return train, None if test is None else test.to(device)
 
@@ -151,6 +152,18 @@ def begin(options: argparse.Namespace, training: Training, screen: Screen, conso
     else:
         about = {"settings": asdict(training.settings), "versions": provenance()}
         training.team.first(lambda: write_json(training.folder / "settings.json", about))
+
+
+def say_how_long(console: Console, training: Training) -> None:
+    """About how long the run will train, and in bfloat16 where that is much shorter on this CPU."""
+    seconds = estimate_seconds(training)
+    if seconds is None:
+        return
+    text = f"training will take about {in_words(seconds)}"
+    if training.device.type == "cpu" and not training.settings.bf16 and training.step == training.epoch == 0:
+        shorter = estimate_seconds(training, bf16=True)
+        text += f"; with --bf16 about {in_words(shorter)}" if shorter < 0.75 * seconds else ""
+    say(console, text)
 
 
 def check(options: argparse.Namespace, console: Console, settings: Settings, train: ImageSet) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ def soft_iou_loss(
     *,
     reduction: Literal["image", "batch"] = "image",
     smooth: float = 1.0,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One minus the intersection over union of probabilities and mask (HMG Sec. 4.1).
 
@@ -31,6 +32,7 @@ def soft_iou_loss(
             one and which left the all-foreground start sooner in a trial (ACM, NUAA-SIRST, 40 epochs: test IoU 10.2
             against 6.0); "batch" sums I and U over the whole batch, as BasicIRSTD does.
         smooth: pixels added to I and U; keeps the loss defined where an image has no target.
+        total: for "batch": sums [2], of I and U, over the processes that share the batch; None: there are no others.
 
     Returns:
         float32 scalar in [0, 1) (float64 for float64 logits).
@@ -51,13 +53,15 @@ def soft_iou_loss(
     if reduction not in ("image", "batch"):
         raise ValueError(f'reduction must be "image" or "batch", got {reduction!r}')
     if isinstance(logits, Tensor):
-        return _loss(logits, target, reduction, smooth)
+        return _loss(logits, target, reduction, smooth, total)
     if len(logits) == 0:
         raise ValueError("logits must be a tensor or at least one head, got an empty sequence")
-    return torch.stack([_loss(head, target, reduction, smooth) for head in logits]).mean()
+    return torch.stack([_loss(head, target, reduction, smooth, total) for head in logits]).mean()
 
 
-def _loss(logits: Tensor, target: Tensor, reduction: str, smooth: float) -> Tensor:
+def _loss(
+    logits: Tensor, target: Tensor, reduction: str, smooth: float, total: Callable[[Tensor], Tensor] | None
+) -> Tensor:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}; do not threshold them")
     if target.dtype != torch.bool and not target.is_floating_point():
@@ -74,4 +78,6 @@ def _loss(logits: Tensor, target: Tensor, reduction: str, smooth: float) -> Tens
     axes = (1, 2, 3) if reduction == "image" else (0, 1, 2, 3)
     intersection = (probability * target).sum(axes)  # [B] or scalar
     union = probability.sum(axes) + target.sum(axes) - intersection
+    if total is not None and reduction == "batch":
+        intersection, union = total(torch.stack((intersection, union)))
     return (1 - (intersection + smooth) / (union + smooth)).mean()

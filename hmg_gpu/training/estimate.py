@@ -16,10 +16,13 @@ TRIALS = 3  # steps that are timed, after one that warms up
 WORTH = 100  # steps of a run from which on an estimate is made
 
 
-def estimate_seconds(training: Training) -> float | None:
+def estimate_seconds(training: Training, *, bf16: bool | None = None) -> float | None:
     """Seconds that the rest of a run will train for, by a few steps of a copy of its network; None for short runs.
 
     Nothing of the run changes. Looks at the test set, updates and checkpoints come on top.
+
+    Args:
+        bf16: whether in bfloat16; None: as the run's settings say.
     """
     settings = training.settings
     steps_an_epoch = -(-len(training.train) // settings.batch_size)
@@ -41,7 +44,7 @@ def estimate_seconds(training: Training) -> float | None:
             patch_size=settings.patch_size,
             learning_rate=settings.learning_rate,
             loss=settings.loss,
-            bf16=settings.bf16,
+            bf16=settings.bf16 if bf16 is None else bf16,
         )
         taken = [_timed(step, training, plan[number % len(plan)]) for number in range(TRIALS + 1)]
     return min(taken[1:]) * left * steps_an_epoch

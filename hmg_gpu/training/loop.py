@@ -35,7 +35,7 @@ from hmg_gpu.models.predict import predict
 from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
 from hmg_gpu.training.state import TRAINED, check_data, check_labels, check_state, check_trained, keep_previous
-from hmg_gpu.training.step import TrainingStep, check_step, in_channels_last, synchronised
+from hmg_gpu.training.step import TrainingStep, centres, check_step, in_channels_last, synchronised
 from hmg_gpu.training.watch import diagnose, watch_labels
 from hmg_gpu.updater import MaskUpdater
 from hmg_gpu.updater.report import MaskChanges
@@ -101,7 +101,7 @@ class Training:
                 f"batch_size = {settings.batch_size}: expected a multiple of the {team.ranks} processes, "
                 "with at least 2 images for each"
             )
-        check_step(settings.step, settings.loss, self.device, team)
+        check_step(settings.step, self.device, team)
         self.stop = False
         self.stage, self.epoch, self.step = 0, 0, 0
         self.over = False  # whether stage 1 ends before its epochs do, see Settings.start
@@ -114,7 +114,7 @@ class Training:
             team.same([self.updater.initial.view(torch.uint8), self.updater.settled.view(torch.uint8)])
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
-        self._points = train.points.cpu()
+        self._points = train.points.cpu() if self.updater else centres(train)
         self.record = record_of(train, self.masks)
         self._new_network()
 

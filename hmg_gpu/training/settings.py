@@ -11,6 +11,29 @@ from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union
 from hmg_gpu.models import MODEL_HELP, check_model
 from hmg_gpu.training.step import WAYS
 
+# What a network is trained with where nothing else is given; the others: the paper's schedule, the defaults below.
+RECIPES: dict[str, dict[str, Any]] = {
+    "unet": {
+        "epochs": (80, 80),
+        "batch_size": 16,
+        "patch_size": 128,
+        "positive": 0.5,
+        "loss": "batch",
+        "average": 0.99,
+        "eval_every": 20,
+    },
+}
+
+
+def recipe(model: str) -> dict[str, Any]:
+    """The settings that a network asks for, by name of a field; a network's options change nothing in them.
+
+    Example:
+        >>> recipe("unet:widths=16-32-64-128")["epochs"], recipe("acm")
+        ((80, 80), {})
+    """
+    return RECIPES.get(model.partition(":")[0], {})
+
 
 @dataclass
 class Settings:
@@ -64,7 +87,10 @@ class Settings:
     batch_size: int = setting(8, "images in a batch", least=2)
     patch_size: int = setting(256, "side of a crop, pixels; a multiple of 32", least=32)
     positive: float = setting(
-        0.0, "share of the crops that are placed around a point, the others anywhere (the paper: 0)", least=0, most=1
+        0.0,
+        "share of the crops that hold a point (full supervision: a target), the others lie anywhere (the paper: 0)",
+        least=0,
+        most=1,
     )
     learning_rate: float = setting(1e-3, "of Adam, annealed by a cosine to 0 over each stage", above=0)
     average: float = setting(

@@ -10,6 +10,7 @@ The step can run in three ways that give the same result within rounding:
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from hmg_gpu.data.batches import cut_crops, to_targets
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks import to_masks
 from hmg_gpu.models.losses import soft_iou_loss
+from hmg_gpu.plain.components import connected_components
 
 WAYS = ("eager", "compile", "graph")
 COUNTS = ("loss", "intersection", "union", "foreground", "pixels")
@@ -78,9 +80,10 @@ class TrainingStep:
         keep: float = 0.0,
     ):
         self.device = data.images.device
-        check_step(way, loss, self.device, team)
+        check_step(way, self.device, team)
         self.model, self.data, self.patch_size, self.loss, self.bf16 = model, data, patch_size, loss, bf16
         self.way, self.team = way, team
+        self._total = None if team.ranks == 1 else lambda sums: _OverRanks.apply(sums, team)
         self._average = None if averaged is None else _Average(averaged, model, keep)
         self.network = torch.compile(model, dynamic=False) if way == "compile" else model
         graph = way == "graph"
@@ -142,7 +145,7 @@ class TrainingStep:
         # A cast that was cached outside a graph would be missing in it.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=self.way != "graph"):
             output = self.network(images)
-        loss = soft_iou_loss(output, target, reduction=self.loss)
+        loss = soft_iou_loss(output, target, reduction=self.loss, total=self._total)
         if self._gradients is None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -165,6 +168,19 @@ class TrainingStep:
             self.totals += torch.stack([count.double() for count in counts])
 
 
+class _OverRanks(torch.autograd.Function):
+    """The sum of a tensor over the ranks. Gradients are averaged afterwards, so they grow by as much here."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, team: Team) -> Tensor:
+        context.ranks = team.ranks
+        return team.add(values.clone())
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.ranks, None
+
+
 class _Average:
     """Moves one network's weights and running statistics towards another's, all at once."""
 
@@ -182,14 +198,12 @@ class _Average:
             average.copy_(counter)
 
 
-def check_step(way: str, loss: str, device: torch.device, team: Team = ALONE) -> None:
+def check_step(way: str, device: torch.device, team: Team = ALONE) -> None:
     """Refuse a step that cannot work here, before anything is trained.
 
     Raises:
         InputError: the way is unknown, or the device, the compiler or the number of processes stand against it.
     """
-    if team.ranks > 1 and loss != "image":
-        raise InputError("loss = batch: sums over a whole batch, which several processes do not share; use image")
     if way not in WAYS:
         raise InputError(f"step = {way!r}: expected one of {', '.join(WAYS)}")
     if way == "graph" and device.type != "cuda":
@@ -233,3 +247,9 @@ def _flat_gradients(model: nn.Module) -> Tensor:
         parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), first)
         first += parameter.numel()
     return flat
+
+
+def centres(data: ImageSet) -> Tensor:
+    """A point in the middle of each target of the ground truth, for :func:`hmg_gpu.data.batches.draw_epoch`: int64 [K, 3] on the CPU."""
+    targets = connected_components(data.masks.cpu(), data.sizes.cpu())
+    return torch.cat((targets.image[:, None], targets.centroids.round().long()), dim=1)

@@ -83,11 +83,15 @@ def resumed(team: Team, folder: Path) -> dict[str, Any]:
     return outcome(run, recorder)
 
 
-def without_batch_norm(team: Team, folder: Path) -> dict[str, Any]:
+def without_batch_norm(team: Team, folder: Path, loss: str = "image") -> dict[str, Any]:
     training.build_model = plain_network
-    run, recorder = prepared(SETTINGS, folder / "plain", team)
+    run, recorder = prepared(replace(SETTINGS, loss=loss), folder / f"plain-{loss}", team)
     run.run()
     return outcome(run, recorder)
+
+
+def loss_of_the_batch(team: Team, folder: Path) -> dict[str, Any]:
+    return without_batch_norm(team, folder, "batch")
 
 
 def predicted(team: Team, folder: Path) -> Tensor:
@@ -134,7 +138,16 @@ def gone(team: Team, folder: Path) -> str:
 
 SCENES: dict[str, Callable[[Team, Path], Any]] = {
     scene.__name__: scene
-    for scene in (whole, stopped_by_one, resumed, without_batch_norm, predicted, agreed, failed_on_the_first)
+    for scene in (
+        whole,
+        stopped_by_one,
+        resumed,
+        without_batch_norm,
+        loss_of_the_batch,
+        predicted,
+        agreed,
+        failed_on_the_first,
+    )
 }
 
 
@@ -250,20 +263,21 @@ def test_another_number_of_ranks_resumes(
         assert row["loss"] == pytest.approx(other["loss"], abs=0.05) and row["loss"] != other["loss"]
 
 
+@pytest.mark.parametrize(("scene", "loss"), [("without_batch_norm", "image"), ("loss_of_the_batch", "batch")])
 def test_without_batch_norm_ranks_train_as_one(
-    found: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    found: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scene: str, loss: str
 ) -> None:
     """The gradients are those of the whole batch; only the order of the sums differs."""
     monkeypatch.setattr(training, "build_model", plain_network)
-    run, recorder = prepared(SETTINGS, tmp_path, ALONE)
+    run, recorder = prepared(replace(SETTINGS, loss=loss), tmp_path, ALONE)
     run.run()
-    alone, pair = outcome(run, recorder), found[0]["without_batch_norm"]
+    alone, pair = outcome(run, recorder), found[0][scene]
     for name, value in alone["weights"].items():
         torch.testing.assert_close(pair["weights"][name], value, rtol=1e-3, atol=1e-4)
     for row, other in zip(alone["log"], pair["log"], strict=True):
         if row["event"] == "epoch":
             assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    assert alike(pair, found[1]["without_batch_norm"])
+    assert alike(pair, found[1][scene])
 
 
 def test_predictions_are_those_of_one_process(found: list[dict[str, Any]]) -> None:
@@ -284,7 +298,6 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
     pair = Team(0, 2)
     for size, settings in ((3, replace(SETTINGS, batch_size=3)), (2, replace(SETTINGS, batch_size=2))):
         refused(lambda s=settings: prepared(s, tmp_path, pair), f"batch_size = {size}: expected a multiple of the 2")
-    refused(lambda: prepared(replace(SETTINGS, loss="batch"), tmp_path, pair), "loss = batch", "use image")
 
 
 # ---- agreement ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from hmg_gpu.models import NETWORKS
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.training import loop as training
 from hmg_gpu.training.screen import Screen
-from hmg_gpu.training.settings import Settings
+from hmg_gpu.training.settings import RECIPES, Settings
 
 ROOT = Path(train.__file__).parent
 FAST = ("--epochs", "1", "1", "--batch-size", "2", "--patch-size", "32", "--output-bias", "0")
@@ -125,7 +125,8 @@ def test_a_run_leaves_what_it_promises(data: Path, acm_command: Command, tmp_pat
             assert picture.width > 230 * columns and picture.height > 250
 
     settings = json.loads((out / "settings.json").read_text())["settings"]
-    expected = Settings(data=str(data), epochs=(1, 1), batch_size=2, patch_size=32, output_bias=0.0, seed=3)
+    given = {"data": str(data), "epochs": (1, 1), "batch_size": 2, "patch_size": 32, "output_bias": 0.0, "seed": 3}
+    expected = Settings(**({"model": "unet"} | RECIPES["unet"] | given))
     assert Settings.from_dict(settings) == expected and settings["extent"] is None
     results = json.loads((out / "results.json").read_text())
     assert results["masks"] == Pmg(extent=25).about() and results["rule"] == Union().about()
@@ -145,6 +146,36 @@ def test_a_run_leaves_what_it_promises(data: Path, acm_command: Command, tmp_pat
     for words in ("Masks of the 6 training images", "initial", "hybrid", "stage 2", "masks_hybrid/*.png"):
         assert words in ended.out
     assert f"initial masks: {Pmg().fit(train_set)}\n" in ended.out
+
+
+def test_each_network_has_its_recipe(data: Path, command: Command, tmp_path: Path) -> None:
+    """unet where none is named; the paper's schedule with any other; what is given counts more than either."""
+
+    def chosen(*arguments: str) -> Settings:
+        options = train.parse(["--data", str(data), *arguments])
+        return train.choose_settings(options, train.Console(), train.Team())[0]
+
+    ours = {"model": "unet"} | RECIPES["unet"]
+    assert chosen() == Settings(data=str(data), **ours)
+    assert chosen("--model", "unet:widths=4-8").epochs == ours["epochs"]
+    for name in ("acm", "alcnet", "dnanet"):
+        assert chosen("--model", name) == Settings(data=str(data), model=name)
+    assert chosen("--loss", "image", "--positive", "0") == Settings(
+        data=str(data), **(ours | {"loss": "image", "positive": 0.0})
+    )
+    synthetic = train.choose_settings(train.parse([]), train.Console(), train.Team())[0]
+    assert synthetic == Settings(**(ours | train.SYNTHETIC))
+
+
+def test_bfloat16_is_offered_where_it_is_shorter(
+    data: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for shorter, offered in ((60.0, True), (80.0, False)):
+        seconds = {None: 100.0, True: shorter}
+        monkeypatch.setattr(train, "estimate_seconds", lambda run, bf16=None, seconds=seconds: seconds[bf16])
+        ended = command("--data", data, *FAST, "--out", tmp_path / str(offered))
+        line = next(line for line in ended.out.splitlines() if line.startswith("training will take"))
+        assert line == "training will take about 2 min" + ("; with --bf16 about 60 s" if offered else "")
 
 
 def test_without_masks_and_test_split(data: Path, command: Command, tmp_path: Path) -> None:
