@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.peers import split_points
 from hmg_gpu.data import ImageSet
+from tests import reference_makers as reference
+
+Loop = Callable[[NDArray, Iterable[Sequence[int]]], NDArray]  # (image uint8 [H, W], points (y, x)) -> mask bool [H, W]
 
 CROP, REPEATS, SALT = 21, 50, 0.05  # of MCLC
 
@@ -55,3 +61,31 @@ def all_pairs_crf(probability: NDArray, crop: NDArray) -> NDArray:
         scale = 1 / np.sqrt(kernel.sum(1))
         energy += weight * scale * (kernel @ (scale * pull))
     return (energy > 0).reshape(crop.shape)
+
+
+def lelcm_loop(image: NDArray, points: Iterable[Sequence[int]]) -> NDArray:
+    """LELCM's first labels."""
+    return reference.union_of(reference.lelcm_mask, image, points)
+
+
+def com_loop(image: NDArray, points: Iterable[Sequence[int]], half: int = 20) -> NDArray:
+    """COM's evolution without the term that changes nothing, and the component at the point."""
+    return reference.union_of(lambda image, point: reference.com_mask(image, point, half), image, points)
+
+
+def com_script_loop(image: NDArray, points: Iterable[Sequence[int]], half: int = 20) -> NDArray:
+    """COM as its script runs it: the band's pixels listed one by one, matplotlib's line, a fill from the corner."""
+    return reference.com_script_masks(image, points, half)
+
+
+def over_images(loop: Loop) -> Callable[[ImageSet], Tensor]:
+    """A loop over the targets of an image as one over a set: bool [N, H, W]."""
+
+    def masks_of(data: ImageSet) -> Tensor:
+        masks = np.zeros(data.images.shape, dtype=bool)
+        for index, points in enumerate(split_points(data.points, len(data))):
+            height, width = data.sizes[index].tolist()
+            masks[index, :height, :width] = loop(data.images[index, :height, :width].numpy(), points)
+        return torch.from_numpy(masks)
+
+    return masks_of

@@ -1,16 +1,13 @@
 """Makers of initial masks against the per-target loops that they replace: python -m bench.makers [--maker NAME ...]
 
 Both run in turn in one process on the same points, so the figure to quote is the ratio. IoU stands beside it: the two
-draw other random numbers, so masks are alike and not equal. With --masks no race is run: IoU of these makers by seed.
-
-    python -m bench.makers --masks mclc p2b-mclc:margin=4 --seeds 0 1 2 --data NUAA-SIRST NUDT-SIRST
+may draw other random numbers, so masks are alike and not equal. `eval.py compare` measures makers without their loops.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.__main__ import machine
-from bench.loops import mclc_loop
+from bench.loops import com_loop, com_script_loop, lelcm_loop, mclc_loop, over_images
 from bench.peers import installed
 from bench.timer import time_together
 from hmg_gpu.common.errors import HMGError, InputError
@@ -57,6 +54,10 @@ class Race:
 
 RACES = {
     "mclc": Race("mclc", mclc_loop, "scikit-image slic and a NumPy CRF, target by target", ("skimage",)),
+    "lelcm": Race("lelcm", over_images(lelcm_loop), "NumPy, target by target", goal=10),
+    "com": Race("com", over_images(com_script_loop), "the computation of its script"),
+    "com, the same computation": Race("com", over_images(com_loop), "NumPy, target by target"),
+    "com faithful": Race("com:faithful=true", over_images(com_script_loop), "the computation of its script"),
 }
 
 
@@ -66,8 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     option = parser.add_argument
     option("--maker", nargs="+", choices=RACES, default=list(RACES), help="that race their loops (default: all)")
-    option("--masks", nargs="+", metavar="MAKER", help="no race, but IoU of these makers, as eval.py takes them")
-    option("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of --masks (default: %(default)s)")
     option("--data", nargs="+", help=f"sets, folders of HMG_DATA among them (default: {NUAA}, else {SYNTHETIC})")
     option("--images", type=int, help="that a loop takes, the first with points (default: all)")
     option("--rounds", type=int, default=3, help="in which maker and loop take turns (default: %(default)s)")
@@ -81,17 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows: list[dict[str, Any]] = []
         for data in map(load, options.data or [NUAA if "HMG_DATA" in os.environ else SYNTHETIC]):
-            if options.masks:
-                rows += [by_seed(text, data, options) for text in options.masks]
-            else:
-                rows += [run(name, data, options) for name in options.maker]
+            rows += [run(name, data, options) for name in options.maker]
         if options.json:
             about = machine("cuda" if options.device.startswith("cuda") else None)
             write_json(options.json, {"machine": about, "versions": provenance(), "rows": rows})
     except HMGError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console.print(table_by_seed(rows) if options.masks else table(rows))
+    console.print(table(rows))
     return 0
 
 
@@ -99,24 +95,6 @@ def load(name: str) -> ImageSet:
     """The training images of a set: a folder of HMG_DATA, or what --data of the commands takes."""
     folder = Path(os.environ.get("HMG_DATA", "")) / name
     return load_split(str(folder) if folder.is_dir() else name, "train")
-
-
-def by_seed(text: str, data: ImageSet, options: argparse.Namespace) -> dict[str, Any]:
-    """IoU of a maker's masks with every seed."""
-    moved = data.to(options.device)
-    makers = [make_maker(text, seed=seed).fit(moved) for seed in options.seeds]
-    measured = [measure(maker.masks(moved), moved) for maker in makers]
-    about = [maker.about() for maker in makers]
-    mean = statistics.mean(row["iou"] for row in measured)
-    return {"masks": text, "set": data.dataset, "mean_iou": mean, "makers": about, "measured": measured}
-
-
-def table_by_seed(rows: Sequence[dict[str, Any]]) -> Table:
-    result = Table("masks", "set", "IoU by seed", "mean", title="IoU of masks, %")
-    for row in rows:
-        values = " ".join(f"{100 * one['iou']:.2f}" for one in row["measured"])
-        result.add_row(row["masks"], row["set"], values, f"{100 * row['mean_iou']:.2f}")
-    return result
 
 
 def run(name: str, data: ImageSet, options: argparse.Namespace) -> dict[str, Any]:
