@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmg_gpu.common.checks import check_points
 from hmg_gpu.common.options import check_settings, setting
-from hmg_gpu.common.tensors import to_device, valid_area
+from hmg_gpu.common.tensors import byte_range, to_device
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.maker import Maker
 from hmg_gpu.plain.crf import mean_field
@@ -21,8 +21,7 @@ from hmg_gpu.plain.mclc import target_probability
 from hmg_gpu.plain.noise import name_words, stream
 from hmg_gpu.plain.slic import Grid, grid_of
 
-FULL_SCALE = 255.0  # of images of 8 bits; others have their own range
-TINY = 1e-12  # of the range of a flat image
+FULL_SCALE = 255.0  # of the crops that a CRF sees
 PADDED = 4  # crops of any size are padded to a multiple of so many pixels, so that many have one shape
 
 
@@ -84,7 +83,7 @@ class Clustering(Maker):
         check_points(data.points, data.images, data.sizes)
         canvas = Canvas(data.images, erase=self.overlap == "overwrite")
         if len(data.points):
-            crops, ends, streams = self.crops(data), grey_range(data), point_streams(data, self.seed)
+            crops, ends, streams = self.crops(data), byte_range(data.images, data.sizes), point_streams(data, self.seed)
             for rows, grid, height, width in crops.alike():
                 windows = Windows.cut(data, ends, crops, rows, height, width)
                 canvas.add(windows, self._found(windows, grid, streams[windows.rows]))
@@ -186,26 +185,6 @@ class Canvas:
         """bool [B, H, W]."""
         last = self._last[:-1].view(self._shape)
         return (last & 1).bool() if self._erase else last
-
-
-def grey_range(data: ImageSet) -> tuple[Tensor, Tensor]:
-    """What counts as 0 and as 1 in each image: 0 and 255, or its own range where it is no image of 8 bits.
-
-    An image of 8 bits holds whole numbers of 0 to 255, whatever the batch is stored as.
-
-    Returns:
-        low, high: float32 [N] each.
-    """
-    low = torch.zeros(len(data), device=data.images.device)
-    high = torch.full_like(low, FULL_SCALE)
-    if data.images.dtype == torch.uint8:
-        return low, high
-    inside = valid_area(data.sizes, data.images) & data.images.isfinite()
-    values = torch.where(inside, data.images, 0)
-    bytes_ = ((values >= 0) & (values <= FULL_SCALE) & (values == values.round())).flatten(1).all(1)
-    least = torch.where(inside, values, torch.inf).amin((1, 2)).nan_to_num(posinf=0)
-    most = torch.where(inside, values, -torch.inf).amax((1, 2)).nan_to_num(neginf=0)
-    return torch.where(bytes_, low, least), torch.where(bytes_, high, torch.maximum(most, least + TINY))
 
 
 def point_streams(data: ImageSet, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hmg_gpu.common.tensors import valid_area
+from hmg_gpu.common.tensors import byte_range, valid_area
 from hmg_gpu.masks.regions import touched
 
 TANGENT = 13573  # of 22.5 degrees, times 2^15
@@ -26,13 +26,9 @@ def to_bytes(images: Tensor, sizes: Tensor) -> Tensor:
     """
     if images.dtype == torch.uint8:
         return images
-    inside = valid_area(sizes, images)
-    values = torch.where(inside & images.isfinite(), images, 0)
-    fits = ((values >= 0) & (values <= 255) & (values == values.round())).flatten(1).all(1)[:, None, None]
-    low = torch.where(inside, values, torch.inf).amin((1, 2), keepdim=True)
-    high = torch.where(inside, values, -torch.inf).amax((1, 2), keepdim=True)
-    stretched = (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny) * 255
-    return torch.where(fits, values, stretched.clamp(0, 255).round()).to(torch.uint8)
+    low, high = (bound[:, None, None] for bound in byte_range(images, sizes))
+    values = torch.where(images.isfinite(), images, 0)
+    return ((values - low) / (high - low) * 255).clamp(0, 255).round().to(torch.uint8)
 
 
 def high_pass(crops: Tensor, size: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from refusal import refused
 from tiny import SIZES, tiny_set
 
+from hmg_gpu.common.tensors import byte_range
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Mclc, P2bMclc, Pmg, make_maker
-from hmg_gpu.masks.clustering import grey_range
 from hmg_gpu.masks.makers.mclc import prior_crops
 from hmg_gpu.plain import crf, mclc
 
@@ -217,9 +217,9 @@ def test_only_contrast_counts_in_images_of_more_than_8_bits() -> None:
         inside[index, :height, :width] = True
     top = data.images.masked_fill(~inside, 0).amax((1, 2), keepdim=True).float()
     sixteen = replace(data, images=data.images.float() / top * 60000)
-    low, high = grey_range(sixteen)
+    low, high = byte_range(sixteen.images, sixteen.sizes)
     assert torch.allclose(high, torch.tensor(60000.0)) and (low > 0).all()
-    for ours, theirs in zip(grey_range(data), grey_range(eight), strict=True):
+    for ours, theirs in zip(byte_range(data.images, data.sizes), byte_range(eight.images, eight.sizes), strict=True):
         assert torch.equal(ours, theirs)
     for other in (sixteen, replace(data, images=data.images / 255), replace(data, images=data.images / 255 - 3)):
         found = maker.masks(other)
