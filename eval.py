@@ -216,7 +216,7 @@ def collect(inputs: Inputs, console: Console) -> dict[str, torch.Tensor]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    weights = "--checkpoint runs/NUAA-SIRST-acm-seed0/stage2.safetensors"
+    weights = "--checkpoint runs/NUAA-SIRST-unet-seed0/stage2.safetensors"
 
     add_command(commands, masks, "--data data/NUDT-SIRST --masks pmg learned", split="train", several=True)
 

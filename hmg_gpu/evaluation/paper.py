@@ -422,7 +422,7 @@ class Report:
                 return
         data = [] if dataset in self.paths else ["the set with --data"]
         points = " --points masks_coarse" if row["row"] == "coarse points" else ""
-        train = f"train.py --data SET --model {(model or '').lower()}"
+        train = "train.py --data SET" + (f" --model {model.lower()}" if model else "")
         if row["row"] in ("HMG", "coarse points", "point prompt", "prediction", "filtered", "hybrid"):
             data.append(f"stage{1 if table['table'] == 'Table 4' else 2}.safetensors of: {train}{points}")
         elif row["row"] == "full":
