@@ -32,11 +32,10 @@ from hmg_gpu.data import ImageSet
 from hmg_gpu.data.source import load_split
 from hmg_gpu.models.checkpoints import quote, read_description
 from hmg_gpu.models.custom import as_option, is_custom
-from hmg_gpu.training import Settings, StopRequest, Training
+from hmg_gpu.training import Settings, StopRequest, Training, recipes
 from hmg_gpu.training.check import check_run
-from hmg_gpu.training.estimate import estimate_seconds, in_words
+from hmg_gpu.training.estimate import expected_time
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
-from hmg_gpu.training.settings import recipe
 
 MODEL = "unet"  # on real sets: the best masks for its time on a CPU (bench/results/README.md)
 SYNTHETIC = {
@@ -67,7 +66,8 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
         report = screen.report if team.rank == 0 else lambda event: None
         training = Training(settings, train, test, folder, report, team)  # points -> initial masks (Sec. 3.1)
         begin(options, training, screen, console)
-        say_how_long(console, training)
+        if expected := expected_time(training):
+            say(console, expected)
         try:
             with stopped_by_signals(training) as received:
                 training.train_stage(1)  # on the initial masks (Sec. 4)
@@ -100,9 +100,7 @@ def choose_settings(options: argparse.Namespace, console: Console, team: Team) -
     given = {field.name: value for field in fields(Settings) if (value := getattr(options, field.name)) is not None}
     folder = options.resume or options.check
     if not folder:
-        defaults = SYNTHETIC if given.get("data", "synthetic") == "synthetic" else {"model": MODEL}
-        defaults = defaults | given
-        return Settings(**(recipe(defaults["model"]) | defaults)), None
+        return recipes.complete(given), None
     option = "--resume" if options.resume else "--check"
     if given.keys() - {"model"} or options.out or (options.resume and options.check):
         raise InputError(f"{option} takes every setting from the run; leave out the other options")
@@ -159,18 +157,6 @@ def begin(options: argparse.Namespace, training: Training, screen: Screen, conso
         training.team.first(lambda: write_json(training.folder / "settings.json", about))
 
 
-def say_how_long(console: Console, training: Training) -> None:
-    """About how long the run will train, and in bfloat16 where that is much shorter on this CPU."""
-    seconds = estimate_seconds(training)
-    if seconds is None:
-        return
-    text = f"training will take about {in_words(seconds)}"
-    if training.device.type == "cpu" and not training.settings.bf16 and training.step == training.epoch == 0:
-        shorter = estimate_seconds(training, bf16=True)
-        text += f"; with --bf16 about {in_words(shorter)}" if shorter < 0.75 * seconds else ""
-    say(console, text)
-
-
 def check(options: argparse.Namespace, console: Console, settings: Settings, train: ImageSet) -> int:
     """Say whether the first epoch of a run comes out the same here."""
 
@@ -222,7 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=recipes.in_words(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_options(parser, Settings, unset=True)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATASET-MODEL-seedN)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its settings")

@@ -50,6 +50,18 @@ def estimate_seconds(training: Training, *, bf16: bool | None = None) -> float |
     return min(taken[1:]) * left * steps_an_epoch
 
 
+def expected_time(training: Training) -> str | None:
+    """About how long a run will train, and in bfloat16 where that is much shorter on this CPU; None for short runs."""
+    seconds = estimate_seconds(training)
+    if seconds is None:
+        return None
+    text = f"training will take about {in_words(seconds)}"
+    if training.device.type == "cpu" and not training.settings.bf16 and training.stage == training.epoch == 0:
+        shorter = estimate_seconds(training, bf16=True)
+        text += f"; with --bf16 about {in_words(shorter)}" if shorter < 0.75 * seconds else ""
+    return text
+
+
 def _timed(step: TrainingStep, training: Training, plan: torch.Tensor) -> float:
     start = time.perf_counter()
     step(training.targets, plan)

@@ -11,29 +11,6 @@ from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union
 from hmg_gpu.models import MODEL_HELP, check_model
 from hmg_gpu.training.step import WAYS
 
-# What a network is trained with where nothing else is given; the others: the paper's schedule, the defaults below.
-RECIPES: dict[str, dict[str, Any]] = {
-    "unet": {
-        "epochs": (80, 80),
-        "batch_size": 16,
-        "patch_size": 128,
-        "positive": 0.5,
-        "loss": "batch",
-        "average": 0.99,
-        "eval_every": 20,
-    },
-}
-
-
-def recipe(model: str) -> dict[str, Any]:
-    """The settings that a network asks for, by name of a field; a network's options change nothing in them.
-
-    Example:
-        >>> recipe("unet:widths=16-32-64-128")["epochs"], recipe("acm")
-        ((80, 80), {})
-    """
-    return RECIPES.get(model.partition(":")[0], {})
-
 
 @dataclass
 class Settings:

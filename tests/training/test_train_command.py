@@ -26,9 +26,11 @@ from hmg_gpu.masks import MAKERS, Pmg, Union
 from hmg_gpu.masks.extent import choose_extent
 from hmg_gpu.models import NETWORKS
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
+from hmg_gpu.training import estimate, recipes
 from hmg_gpu.training import loop as training
+from hmg_gpu.training.recipes import recipe
 from hmg_gpu.training.screen import Screen
-from hmg_gpu.training.settings import RECIPES, Settings
+from hmg_gpu.training.settings import Settings
 
 ROOT = Path(train.__file__).parent
 FAST = ("--epochs", "1", "1", "--batch-size", "2", "--patch-size", "32", "--output-bias", "0")
@@ -126,7 +128,7 @@ def test_a_run_leaves_what_it_promises(data: Path, acm_command: Command, tmp_pat
 
     settings = json.loads((out / "settings.json").read_text())["settings"]
     given = {"data": str(data), "epochs": (1, 1), "batch_size": 2, "patch_size": 32, "output_bias": 0.0, "seed": 3}
-    expected = Settings(**({"model": "unet"} | RECIPES["unet"] | given))
+    expected = Settings(**({"model": "unet"} | recipe("unet") | given))
     assert Settings.from_dict(settings) == expected and settings["extent"] is None
     results = json.loads((out / "results.json").read_text())
     assert results["masks"] == Pmg(extent=25).about() and results["rule"] == Union().about()
@@ -155,7 +157,7 @@ def test_each_network_has_its_recipe(data: Path, command: Command, tmp_path: Pat
         options = train.parse(["--data", str(data), *arguments])
         return train.choose_settings(options, train.Console(), train.Team())[0]
 
-    ours = {"model": "unet"} | RECIPES["unet"]
+    ours = {"model": "unet"} | recipe("unet")
     assert chosen() == Settings(data=str(data), **ours)
     assert chosen("--model", "unet:widths=4-8").epochs == ours["epochs"]
     for name in ("acm", "alcnet", "dnanet"):
@@ -164,7 +166,7 @@ def test_each_network_has_its_recipe(data: Path, command: Command, tmp_path: Pat
         data=str(data), **(ours | {"loss": "image", "positive": 0.0})
     )
     synthetic = train.choose_settings(train.parse([]), train.Console(), train.Team())[0]
-    assert synthetic == Settings(**train.SYNTHETIC) and synthetic.model == "acm"  # two minutes are asked for there
+    assert synthetic == Settings(**recipes.SYNTHETIC) and synthetic.model == "acm"  # two minutes are asked for there
 
 
 def test_bfloat16_is_offered_where_it_is_shorter(
@@ -172,7 +174,7 @@ def test_bfloat16_is_offered_where_it_is_shorter(
 ) -> None:
     for shorter, offered in ((60.0, True), (80.0, False)):
         seconds = {None: 100.0, True: shorter}
-        monkeypatch.setattr(train, "estimate_seconds", lambda run, bf16=None, seconds=seconds: seconds[bf16])
+        monkeypatch.setattr(estimate, "estimate_seconds", lambda run, bf16=None, seconds=seconds: seconds[bf16])
         ended = command("--data", data, *FAST, "--out", tmp_path / str(offered))
         line = next(line for line in ended.out.splitlines() if line.startswith("training will take"))
         assert line == "training will take about 2 min" + ("; with --bf16 about 60 s" if offered else "")
