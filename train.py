@@ -36,6 +36,7 @@ from hmg_gpu.training import Settings, StopRequest, Training, recipes
 from hmg_gpu.training.check import check_run
 from hmg_gpu.training.estimate import expected_time
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
+from hmg_gpu.training.state import check_data_of
 
 MODEL = "unet"  # on real sets: the best masks for its time on a CPU (bench/results/README.md)
 SYNTHETIC = {
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
 
     if options.check:
         return check(options, console, settings, train)
+    if options.resume:  # before a student learns anew from data that changed
+        check_data_of(folder / "last.safetensors", train, go_on=options.changed_data)
     with Screen(console, folder, settings, train, test) as screen:
         report = screen.report if team.rank == 0 else lambda event: None
         training = Training(settings, train, test, folder, report, team)  # points -> initial masks (Sec. 3.1)

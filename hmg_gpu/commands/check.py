@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -11,11 +13,20 @@ from rich.text import Text
 
 from hmg_gpu.commands.inspection import FINDINGS, NOT_COUNTED, inspect_folder
 from hmg_gpu.common.console import say, some_names
+from hmg_gpu.common.errors import InputError
+from hmg_gpu.data.record import find_record, in_words
 from hmg_gpu.evaluation.size_classes import SIZE_CLASSES
+from hmg_gpu.masks.student.student import find_lessons
+from hmg_gpu.models.checkpoints import read_description, read_tensors
+
+SHOWN = ("dataset", "settings", "student", "teacher", "extents", "masks", "rule", "stage", "epoch", "data_changed")
 
 
 def check(options: argparse.Namespace, console: Console) -> int:
-    """Look a data set over: sizes, modes, masks, points, near-duplicates of train and test, targets by size."""
+    """Look a data set over: sizes, modes, masks, points, near-duplicates of train and test, targets by size; or say
+    what a .safetensors file of ours is, whether it is whole, and from which data it comes."""
+    if options.data.suffix == ".safetensors" and not options.data.is_dir():
+        return _check_file(options.data, console)
     with console.status("looking at the images"):
         seen = inspect_folder(options.data, points=options.points)
     table = Table(title=Text(str(options.data)))
@@ -46,6 +57,20 @@ def check(options: argparse.Namespace, console: Console) -> int:
     if seen.clean:
         console.print(f"nothing but {', '.join(seen.findings.keys() & NOT_COUNTED)}", style="green")
     return int(not seen.clean)
+
+
+def _check_file(path: Path, console: Console) -> int:
+    description = read_description(path)
+    if description is None:
+        raise InputError(f"{path}: weights of others, which say nothing about themselves")
+    tensors = read_tensors(path)
+    records = [find_record(tensors), *find_lessons(tensors)]
+    about = {name: description[name] for name in SHOWN if name in description}
+    about |= {"data": "; ".join(map(in_words, filter(None, records))) or description.get("data", "unknown")}
+    say(console, f"{path}: {'a student' if 'student' in description else 'of a run'}")
+    for name, value in about.items():
+        say(console, f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+    return 0
 
 
 def _class_titles() -> list[str]:

@@ -92,7 +92,10 @@ def fit_makers(options: argparse.Namespace, console: Console, data: Sampled, fol
     if isinstance(data, ImageSet) and not len(data.points):
         makers = [maker for maker in makers if not maker.needs_points]
     with steps(console, "preparing") as advance:
-        return [maker.fit(data, folder=folder, progress=advance) for maker in makers]
+        makers = [maker.fit(data, folder=folder, progress=advance) for maker in makers]
+    for maker in makers:
+        say(console, f"masks: {maker}")
+    return makers
 
 
 def settings_of(

@@ -99,6 +99,20 @@ def take_up(
     return None if complete else []
 
 
+def check_data(folder: Path, digest: Mapping[str, Any]) -> None:
+    """Refuse to go on with masks of other images or points, before anything is trained.
+
+    Args:
+        digest: of the images and points, a part of what :class:`Journal` is given.
+
+    Raises:
+        InputError: the folder holds masks of others.
+    """
+    for path in unfinished(folder):
+        if header := _header(path):
+            _same(path, {name: header.get(name) for name in digest}, digest)
+
+
 def _header(path: Path) -> dict[str, Any] | None:
     """The JSON object on a file's first line; None where there is none."""
     try:

@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_machine_options(sub, device=False)
 
     sub = add(check, "data/NUAA-SIRST")
-    sub.add_argument("data", type=Path, help="a data set's folder, or a folder of images")
+    sub.add_argument("data", type=Path, help="a data set's folder, a folder of images, or a .safetensors file")
     sub.add_argument("--points", default="masks_centroid", help="in the folder, or a path (default: %(default)s)")
     add_machine_options(sub, device=False)
     return parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from hmg_gpu.commands.coco import write_coco
 from hmg_gpu.commands.inputs import Source, open_source
-from hmg_gpu.commands.journal import SUMMARY, Journal, missing, take_up, unfinished
+from hmg_gpu.commands.journal import SUMMARY, Journal, check_data, missing, take_up, unfinished
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
 from hmg_gpu.common.checks import usable_device
 from hmg_gpu.common.checksums import write_sealed_json
@@ -57,6 +57,8 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
     report = _check_input(options, source)
     team.first(lambda: _check_out(options, names))
     team.first(lambda: hold(held, out, console))
+    if options.resume:
+        team.first(lambda: check_data(out, source.digest()))
     maker = _fit(options, console, team, source)
     say(console, f"masks: {maker}")
     network = make_network(options, lambda: team.first(source.normalisation), device)

@@ -1,4 +1,4 @@
-"""What a run remembers of its data, so that it is not gone on with other data in silence."""
+"""What a run, a student or an updater remembers of its data, so that none goes on with other data in silence."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hmg_gpu.data.sets import ImageSet
 
+Record = Mapping[str, Tensor]  # what record_of gives
 NAMES, POINTS, PIXELS, MASKS = "data.names", "data.points", "data.pixels", "data.masks"
 
 
-def record_of(data: ImageSet, masks: Tensor | None = None) -> dict[str, Tensor]:
+def record_of(data: ImageSet, masks: Tensor | None = None) -> Record:
     """Names, points and a CRC-32 of each image's pixels, as tensors on the CPU that a checkpoint can hold.
 
     Args:
@@ -28,7 +29,7 @@ def record_of(data: ImageSet, masks: Tensor | None = None) -> dict[str, Tensor]:
     return record if masks is None else record | {MASKS: _checksums(data, masks)}
 
 
-def data_digest(record: Mapping[str, Tensor]) -> dict[str, str]:
+def data_digest(record: Record) -> dict[str, str]:
     """A CRC-32 of each part of a record, in hexadecimal, for results."""
     return {
         name.removeprefix("data."): f"{zlib.crc32(value.contiguous().numpy().tobytes()):08x}"
@@ -36,11 +37,32 @@ def data_digest(record: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def differences(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:
+def in_words(record: Record) -> str:
+    """How much it is, and where it begins: "270 points in 213 images, Misc_1 and more"."""
+    names = _names(record)
+    return f"{len(record[POINTS])} points in {len(names)} images, {names[0]} and more"
+
+
+def find_record(tensors: Mapping[str, Tensor], prefix: str = "") -> Record | None:
+    """The record among the tensors of a file, whose names there begin with ``prefix``; None where there is none."""
+    record = {name: tensors[prefix + name] for name in (NAMES, POINTS, PIXELS, MASKS) if prefix + name in tensors}
+    try:
+        _names(record)
+    except ValueError:
+        return None
+    return record
+
+
+def same_images(theirs: Record, mine: Record) -> bool:
+    """Whether two records are of images of the same names in the same order."""
+    return torch.equal(theirs[NAMES], mine[NAMES])
+
+
+def differences(theirs: Record, mine: Record) -> list[str]:
     """In words, what differs between two records of one set; empty where nothing does.
 
     Raises:
-        KeyError, ValueError: one of them is no record.
+        ValueError: one of them is no record.
 
     Example:
         >>> from dataclasses import replace
@@ -68,8 +90,24 @@ def differences(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> lis
     return found
 
 
-def _names(record: Mapping[str, Tensor]) -> list[str]:
-    return bytes(record[NAMES].tolist()).decode().split("\n")
+def _names(record: Record) -> list[str]:
+    """The images' names; a file may claim anything.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    if not record.keys() >= {NAMES, POINTS, PIXELS}:
+        raise ValueError("parts of the record are missing")
+    names, points = record[NAMES], record[POINTS]
+    if names.dtype != torch.uint8 or names.dim() != 1 or points.dtype != torch.int64 or points.shape[1:] != (3,):
+        raise ValueError("names or points are of another kind")
+    found = bytes(names.tolist()).decode().split("\n")
+    for key in {PIXELS, MASKS} & record.keys():
+        if record[key].dtype != torch.int64 or record[key].shape != (len(found),):
+            raise ValueError(f"{key} is of another kind")
+    if points.numel() and not 0 <= int(points[:, 0].min()) <= int(points[:, 0].max()) < len(found):
+        raise ValueError("points of images that are not there")
+    return found
 
 
 def _checksums(data: ImageSet, planes: Tensor) -> Tensor:

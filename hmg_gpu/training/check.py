@@ -11,7 +11,7 @@ from typing import Any
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import finite
 from hmg_gpu.common.provenance import provenance
-from hmg_gpu.data.record import differences
+from hmg_gpu.data.record import differences, find_record
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.models.checkpoints import read_description, read_tensors
 from hmg_gpu.training.loop import Training
@@ -58,7 +58,10 @@ def check_run(folder: Path, settings: Settings, train: ImageSet, report: Any) ->
 
     with tempfile.TemporaryDirectory() as scratch:
         training = Training(settings, train, None, Path(scratch), listen)
-        found = [f"data: {text}" for text in differences(tensors, training.record)]
+        theirs = find_record(tensors)
+        if theirs is None:
+            raise InputError(f"{path}: the record of its data is missing or damaged; nothing to compare with")
+        found = [f"data: {text}" for text in differences(theirs, training.record)]
         training.train_epoch()
     values = [
         f"first epoch: {name} {rows[0][name]!r}, the run's {wanted.get(name)!r}"

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_beside
-from hmg_gpu.data.record import NAMES, differences
+from hmg_gpu.data.record import differences, find_record, record_of, same_images
+from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks import to_masks
-from hmg_gpu.models.checkpoints import quote, read_description, write_sidecar
+from hmg_gpu.models.checkpoints import quote, read_description, read_tensors, write_sidecar
 
 TRAINED = "trained."  # the weights that are trained, where those that predict are their average
 PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
@@ -111,20 +112,23 @@ def check_data(path: Path, tensors: Mapping[str, Tensor], mine: Mapping[str, Ten
     Raises:
         InputError: something differs, or the state holds no record.
     """
-    _require(path, tensors.keys() >= mine.keys(), "the record of its data")
-    try:
-        found = differences(tensors, mine)
-    except (ValueError, RuntimeError):
-        found = None
-    _require(path, found is not None, "the record of its data")
-    same_images = torch.equal(tensors[NAMES], mine[NAMES])
-    if found and not (go_on and same_images):
-        cure = "; to go on nevertheless, add --changed-data" if same_images else ""
+    theirs = find_record(tensors)
+    _require(path, theirs is not None and theirs.keys() >= mine.keys(), "the record of its data")
+    found, same = differences(theirs, mine), same_images(theirs, mine)
+    if found and not (go_on and same):
+        cure = "; to go on nevertheless, add --changed-data" if same else ""
         raise InputError(
             f"{path}: the data changed since the run began: {'; '.join(found)}; resume with the same data, or train "
             f"anew{cure}"
         )
     return found
+
+
+def check_data_of(path: Path, train: ImageSet, *, go_on: bool) -> None:
+    """As :func:`check_data` without the initial masks: before they are made, which may take minutes."""
+    tensors = read_tensors(path)
+    if find_record(tensors) is not None:  # else Training.resume says what is wrong
+        check_data(path, tensors, record_of(train), go_on=go_on)
 
 
 def keep_previous(path: str | os.PathLike) -> None:

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, distributed, nn
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import meet
 from hmg_gpu.data.folder import load_folder
+from hmg_gpu.data.record import Record, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.data.store import load_store
 from hmg_gpu.masks import Evidence, Maker, Rule, State, make_maker, make_rule, to_masks
@@ -36,7 +38,7 @@ from hmg_gpu.models.foreign import (
 from hmg_gpu.models.predict import predict_logits, share
 from hmg_gpu.updater.export import list_masks, write_masks
 from hmg_gpu.updater.loader import MaskLoader
-from hmg_gpu.updater.report import ACTIVE, COLUMNS, ENTERED, HYBRID, PREDICTION, MaskChanges, is_fault, judge
+from hmg_gpu.updater.report import ACTIVE, COLUMNS, ENTERED, HYBRID, PREDICTION, MaskChanges, fault_of, is_fault, judge
 from hmg_gpu.updater.selection import Key, Selection
 from hmg_gpu.updater.state import make_state, take_state
 
@@ -69,6 +71,7 @@ class MaskUpdater:
         labels: uint8 [N, H, W], the soft labels of a rule of label evolution, 255 is 1; ``masks`` is where they are
             above 0.5. None for other rules.
         active: bool [N], the images that such a rule lets be trained on; None for other rules.
+        data_changed: what differs from the data of the states that were loaded, in words.
 
     Raises:
         InputError: no point in the whole set, or a setting out of range.
@@ -95,7 +98,7 @@ class MaskUpdater:
             raise InputError(f"{data.dataset} {data.split}: no point label in the whole set; check the points")
         if guard is not None and not 0 < guard <= 1:
             raise InputError(f"guard = {guard}: expected a share of the image above 0 and up to 1, or None")
-        self.data, self.guard = data, guard
+        self.data, self.guard, self.data_changed = data, guard, []
         with torch.inference_mode(False):
             self.maker = maker.fit(data)
             self.initial = self.maker.masks(data)
@@ -413,15 +416,7 @@ class MaskUpdater:
     def _refuse(self, output: Output) -> None:
         self._fault.zero_()  # told once; the next call may be right
         self._fault_seen.zero_()
-        if output == "logits":
-            raise InputError(
-                "update: logits were promised but all values lie within 0 and 1, as after a sigmoid, so no mask was "
-                'changed; pass output="probabilities", or train the network first if it does give logits'
-            )
-        raise InputError(
-            "update: probabilities were promised but some values lie outside 0 to 1, so no mask was changed; "
-            'pass output="logits", or a function that ends in a sigmoid'
-        )
+        raise fault_of(output)
 
     # --- masks for other loops ---
 
@@ -464,18 +459,26 @@ class MaskUpdater:
     def state_dict(self) -> dict[str, Any]:
         """Everything an update depends on, copied, with a checksum; loads with ``weights_only=True``."""
         self._check_fault()
-        return make_state(self._settings(), self.data, self._tensors())
+        return make_state(self._settings(), self._record, self._tensors(), self.data_changed)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, changed_data: bool = False) -> None:
         """Take up what :meth:`state_dict` gave.
 
+        Args:
+            changed_data: go on where points or pixels are others than those of the state; ``data_changed`` says so.
+
         Raises:
-            InputError: it belongs to other images, points, another maker, rule or settings, or is no such state;
-                nothing is changed then.
+            InputError: it belongs to other data (the text says what differs), another maker, rule or settings, or is no
+                such state; nothing is changed then.
         """
-        taken = take_state(state, self._settings(), self.data, self._tensors())
+        own = (self._settings(), self._record, self._tensors())
+        taken, self.data_changed = take_state(state, *own, changed_data=changed_data)
         self.initial, self.masks, self._soft = taken["initial"], taken["masks"], taken.get("soft")
         self.labels, self.active = taken.get("labels"), taken.get("active")
+
+    @cached_property
+    def _record(self) -> Record:
+        return record_of(self.data)
 
     def _tensors(self) -> dict[str, Tensor]:
         names = {"initial": self.initial, "masks": self.masks, "soft": self._soft}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks import Evidence, Rule
 from hmg_gpu.models.foreign import Output
@@ -56,6 +57,19 @@ def is_fault(counts: Tensor, output: Output) -> Tensor:
     """
     outside = counts[:, OUTSIDE].sum()
     return (outside == 0) & (counts[:, POSITIVE].sum() > 0) if output == "logits" else outside > 0
+
+
+def fault_of(output: Output) -> InputError:
+    """The same in words, with the cure."""
+    if output == "logits":
+        return InputError(
+            "update: logits were promised but all values lie within 0 and 1, as after a sigmoid, so no mask was "
+            'changed; pass output="probabilities", or train the network first if it does give logits'
+        )
+    return InputError(
+        "update: probabilities were promised but some values lie outside 0 to 1, so no mask was changed; "
+        'pass output="logits", or a function that ends in a sigmoid'
+    )
 
 
 class MaskChanges:

@@ -109,7 +109,8 @@ def test_state_holds_labels_and_pool(rule: str, tmp_path: Path) -> None:
     updater.update(Net(), "logits")
     torch.save(updater.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state.keys() == {"names", "settings", "points", "initial", "masks", "labels", "active", "checksum"}
+    record = {"data.names", "data.points", "data.pixels", "data_changed"}
+    assert state.keys() == record | {"settings", "initial", "masks", "labels", "active", "checksum"}
     other = make(rule)
     other.load_state_dict(state)
     assert torch.equal(other.labels, updater.labels) and other.labels is not state["labels"]

@@ -26,6 +26,7 @@ from hmg_gpu.models import build_model
 from hmg_gpu.models.predict import predict, predict_logits
 
 EXTENT = 8
+RECORD = {"data.names", "data.points", "data.pixels"}
 
 
 def make(**settings: Any) -> MaskUpdater:
@@ -534,8 +535,9 @@ def test_state_of_another_set_is_refused() -> None:
     other = tiny_set(seed=1)
     shorter, stranger = (MaskUpdater(data, Pmg(EXTENT), guard=None) for data in (tiny_set(SIZES[:5]), other))
     refused(lambda: make(rule=Union(31)).load_state_dict(state), "'radius': 30", "'radius': 31")
-    refused(lambda: shorter.load_state_dict(state), "6 other images", "has 5")
-    refused(lambda: stranger.load_state_dict(state), "points are others")
+    refused(lambda: shorter.load_state_dict(state), "the list of images is another: 1 fewer (train5 ...)")
+    words = ("6 points of 6 differ, first in train0; 6 images of 6 differ, first train0", "changed_data=True")
+    refused(lambda: stranger.load_state_dict(state), *words)
     refused(lambda: updater.load_state_dict({"masks": updater.masks}), "state_dict()")
     refused(lambda: updater.load_state_dict(state | {"masks": updater.masks.float()}), "masks is torch.float32")
     for name in ("initial", "masks"):  # one pixel, as a flipped bit makes it
@@ -592,19 +594,23 @@ def test_state_of_another_maker_or_rule_is_refused(student: Student) -> None:
 
 def test_state_of_an_older_layout_is_refused() -> None:
     updater = make()
+    state = updater.state_dict()
+    older = {"names": updater.data.names, "points": updater.data.points}
+    older |= {name: value for name, value in state.items() if name not in RECORD}
+    refused(lambda: updater.load_state_dict(older), "older layout", "anew")
     settings = {"extent": 8, "half_width": 4, "alpha": 0.15, "radius": 30, "fusion": "union"}
     refused(lambda: updater.load_state_dict(updater.state_dict() | {"settings": settings}), "older layout", "anew")
 
 
 @pytest.mark.parametrize("masks", ["pmg", "learned"])
 def test_state_restores_the_probabilities(masks: str, student: Student, tmp_path: Path) -> None:
-    """They come from the state: images that have changed since do not change them."""
+    """They come from the state: images that have changed since are told, and do not change them."""
     maker = {"pmg": Pmg(EXTENT), "learned": Learned(student=student, pmg=Pmg(EXTENT))}[masks]
     updater, net = make(masks=maker, rule=Soft(weight=0.6)), Net()
     updater.update(net, "logits")
     torch.save(updater.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state.keys() == {"names", "settings", "points", "initial", "masks", "soft", "checksum"}
+    assert state.keys() == {*RECORD, "settings", "data_changed", "initial", "masks", "soft", "checksum"}
     assert state["settings"] == {
         "masks": maker.about(),
         "rule": {"rule": "soft", "radius": 30, "weight": 0.6},
@@ -614,7 +620,11 @@ def test_state_restores_the_probabilities(masks: str, student: Student, tmp_path
     data.images = 255 - data.images
     other = MaskUpdater(data, maker, Soft(weight=0.6), guard=None)
     assert not torch.equal(other._soft, updater._soft) and not torch.equal(other.initial, updater.initial)
-    other.load_state_dict(state)
+    changed = "6 images of 6 differ, first train0"
+    refused(lambda: other.load_state_dict(state), f"the data changed since it was made: {changed}; load the same")
+    assert other.data_changed == []
+    other.load_state_dict(state, changed_data=True)
+    assert other.data_changed == [changed] == other.state_dict()["data_changed"]
     assert torch.equal(other._soft, updater._soft) and other._soft is not state["soft"]
     assert torch.equal(other.initial, updater.initial) and torch.equal(other.masks, updater.masks)
     prediction = predict(net, updater.data)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.errors import HMGError
+from hmg_gpu.data.record import in_words
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.maker import Maker, Sampled, Steps
 from hmg_gpu.masks.makers.pmg import Pmg
@@ -89,7 +90,8 @@ class Learned(Maker):
 
     def __str__(self) -> str:
         source = "a student trained on these points" if self.file is None else self.file
-        return f"learned by {source}; {self.pmg}"
+        lessons = () if self.student is None or self.file is None else map(in_words, self.student.learned_from)
+        return f"learned by {source}{''.join(f', which learned from {words}' for words in lessons)}; {self.pmg}"
 
     @classmethod
     def from_text(cls, text: str, **given: Any) -> Learned:

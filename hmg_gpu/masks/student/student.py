@@ -25,6 +25,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.provenance import provenance
+from hmg_gpu.data.record import Record, data_digest, find_record, in_words
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.crops import (
@@ -106,14 +108,21 @@ class Student:
             device.
         settings: as trained.
         threshold: of the probabilities, in (0, 1); None: the settings', or 0.5 where they leave it open.
+        learned_from: the record of each set that it learned from (:func:`hmg_gpu.data.record.record_of`), kept in its
+            file; none where nobody knows.
     """
 
     def __init__(
-        self, networks: Mapping[int, Sequence[CropNet]], settings: StudentSettings, threshold: float | None = None
+        self,
+        networks: Mapping[int, Sequence[CropNet]],
+        settings: StudentSettings,
+        threshold: float | None = None,
+        learned_from: Sequence[Record] = (),
     ):
         self.networks = {extent: [network.eval() for network in networks[extent]] for extent in sorted(networks)}
         self.settings = settings
         self.threshold = threshold or settings.threshold or 0.5
+        self.learned_from = tuple(learned_from)
 
     def nearest(self, extent: int) -> int:
         """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
@@ -147,7 +156,10 @@ class Student:
             for number, network in enumerate(networks)
             for name, value in network.state_dict().items()
         }
+        for number, record in enumerate(self.learned_from):
+            tensors |= {f"{_lesson(number)}{name}": value for name, value in record.items()}
         description = {"student": asdict(self.settings), "extents": [*self.networks], "threshold": self.threshold}
+        description["learned_from"] = [{"data": in_words(record)} | data_digest(record) for record in self.learned_from]
         save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
 
     @classmethod
@@ -185,7 +197,7 @@ class Student:
                         "copy the file again"
                     )
                 networks[extent].append(network.to(device, memory_format=torch.channels_last))
-        return cls(networks, settings, threshold)
+        return cls(networks, settings, threshold, find_lessons(tensors))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, points: Tensor, *, extent: int = 25, sizes: Tensor | None = None) -> Tensor:
@@ -267,6 +279,17 @@ class Student:
 def _prefix(extent: int, number: int) -> str:
     """Of the names of a network's tensors in a student's file."""
     return f"extent{extent}.member{number}."
+
+
+def _lesson(number: int) -> str:
+    """Of the names of a record's tensors in a student's file."""
+    return f"lesson{number}."
+
+
+def find_lessons(tensors: Mapping[str, Tensor]) -> list[Record]:
+    """The records of what a student learned from, in its file; none in one of an older version."""
+    records = takewhile(lambda record: record is not None, (find_record(tensors, _lesson(row)) for row in count()))
+    return list(records)
 
 
 def _filled(tensors: Mapping[str, Tensor], prefix: str) -> CropNet | None:

@@ -5,8 +5,8 @@ Crops are gathered on the device for a whole batch of points at once; nothing in
 
 from __future__ import annotations
 
-import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data.batches import mix_seed
+from hmg_gpu.data.record import Record, differences, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.crops import gather, normalise, turned_offsets
 from hmg_gpu.masks.student.network import CropNet, sibling
-from hmg_gpu.masks.student.student import EXTENTS, NETS, Student, StudentSettings
+from hmg_gpu.masks.student.student import EXTENTS, NETS, Student, StudentSettings, find_lessons
 from hmg_gpu.masks.windows import masks_around
-from hmg_gpu.models.checkpoints import read_description
+from hmg_gpu.models.checkpoints import read_description, read_tensors
 from hmg_gpu.models.losses import soft_iou_loss
 
 LEVELS = tuple(round(0.05 * number, 2) for number in range(2, 11))  # thresholds to choose from: 0.1 to 0.5
@@ -51,9 +52,9 @@ def learned_student(
     settings: StudentSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Train a student on a set and save it at ``path``, unless the file there learned from the same points already.
+    """Train a student on a set and save it at ``path``, unless the file there learned from the same data already.
 
-    A file of other points is replaced.
+    A student of other points or pixels, or of a teacher with other settings, is replaced; a warning says what differs.
 
     Args:
         data: images and points.
@@ -64,24 +65,42 @@ def learned_student(
         ``path``.
 
     Raises:
-        InputError: the file there learned from the same points with other settings.
+        InputError: the file there holds no student, or one that learned from the same data with other settings.
     """
     settings = settings or StudentSettings()
-    points = hashlib.sha256(json.dumps([data.names, data.points.tolist()]).encode()).hexdigest()
-    pmg = pmg.fit(data)
-    about = {"learned_from": {"points": points, "images": len(data)} | pmg.about()}
+    pmg, record = pmg.fit(data), record_of(data)
     if path.exists():
-        known = read_description(path) or {}
-        if known.get("learned_from") == about["learned_from"]:
-            if known.get("student") != asdict(settings) or "extents" not in known:
-                raise InputError(
-                    f"{path}: a student of the same points with other settings, or of another version, which would "
-                    "make other masks; remove it to train a new one"
-                )
+        changed = _changed(path, record, pmg, settings)
+        if not changed:
             return path
+        text = f"{path}: its student learned from other data: {'; '.join(changed)}; a new one is trained in its place"
+        warnings.warn(text, stacklevel=2)
     makers, sets = zip(*pmg.split(data), strict=True)
-    train_student(sets, makers, settings=settings, progress=progress).save(path, about)
+    student = train_student(sets, makers, settings=settings, progress=progress)
+    student.learned_from = (record,)  # of the set as a whole
+    student.save(path, {"teacher": pmg.about()})
     return path
+
+
+def _changed(path: Path, record: Record, pmg: Pmg, settings: StudentSettings) -> list[str]:
+    """In words, what the student in a file learned from that is other now."""
+    known = read_description(path) or {}
+    lessons = find_lessons(read_tensors(path))
+    if "student" not in known or len(lessons) != 1:
+        raise InputError(
+            f"{path}: holds no student that says what it learned from (another file, or one of another version); move "
+            "it away, or remove it to train a new one"
+        )
+    changed = differences(lessons[0], record)
+    teacher, mine = known.get("teacher"), json.loads(json.dumps(pmg.about()))
+    if teacher != mine:
+        changed.append(f"its teacher was {teacher}, now {mine}")
+    if not changed and (known["student"] != asdict(settings) or "extents" not in known):
+        raise InputError(
+            f"{path}: a student of the same points with other settings, or of another version, which would make other "
+            "masks; remove it to train a new one"
+        )
+    return changed
 
 
 def train_student(
@@ -151,6 +170,7 @@ def train_student(
             student = Student(networks, settings, _best_level(student, courses))
         if on_round is not None:
             on_round(student)
+    student.learned_from = tuple(map(record_of, sets))
     return student
 
 
