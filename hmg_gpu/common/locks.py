@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_text
+
+MOMENT = 2.0  # seconds from taking a lock to saying who has it, at most
 
 
 @contextmanager
@@ -75,27 +78,54 @@ def _take(path: Path, lock_file: Path, owner_file: Path, tell: Callable[[str], N
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # where filelock falls back by itself, it is told below
-                lock.acquire(blocking=False)
+                owner = _acquire(lock, owner_file)
         except NotImplementedError:
             continue
-        except Timeout as error:
-            owner = _owner(owner_file)
-            who = "another process" if owner is None else f"process {owner['process']} on {owner['host']}"
-            text = f"{path}: {who} is writing there; wait for it, stop it, or choose another place"
-            raise InputError(text) from error
         except OSError as error:
             if kind is SoftFileLock or error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             continue
+        if not lock.is_locked:
+            who = f"process {owner['process']} on {owner['host']}" if owner else "another process"
+            raise InputError(f"{path}: {who} is writing there; wait for it, stop it, or choose another place")
         if isinstance(lock, SoftFileLock):
             tell(f"{path}: its file system has no locks; {lock_file} stands for one: remove it after a crash")
         return lock
     raise HMGError(f"{path}: cannot be locked; choose another place")
 
 
+def _acquire(lock: FileLock | SoftFileLock, owner_file: Path) -> dict | None:
+    """Take a lock, or give who has it: whoever took or lets go of it just now has a moment to say so."""
+    until = time.monotonic() + MOMENT
+    while True:
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            return None
+        owner = _owner(owner_file)
+        if owner is not None and _lives(owner):
+            return owner
+        if time.monotonic() > until:  # what a crash left behind names who made it
+            return owner if isinstance(lock, SoftFileLock) else None
+        time.sleep(0.02)
+
+
+def _lives(owner: dict) -> bool:
+    """Whether the process may be there; of another host nobody knows."""
+    try:
+        if owner["host"] == platform.node():
+            os.kill(owner["process"], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
 def _owner(owner_file: Path) -> dict | None:
     try:
         owner = json.loads(owner_file.read_text())
-        return owner if {"process", "host"} <= owner.keys() else None
-    except (OSError, ValueError, AttributeError):
+        process, host = owner["process"], owner["host"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    valid = type(process) is int and process > 0 and isinstance(host, str) and host.isprintable()
+    return owner if valid else None

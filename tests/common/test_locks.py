@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -57,6 +58,31 @@ def test_a_second_process_is_told_who_the_first_is(name: str, tmp_path: Path) ->
     with one_writer(path, said.append, file=name == "set.h5"):
         pass
     assert len(said) == 1
+
+
+def test_who_took_it_just_now_has_a_moment_to_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between taking the lock and writing who has it; what a dead process left there is nobody's name."""
+    process = holder(tmp_path)
+    owner = tmp_path / ".hmg.owner"
+    whole = owner.read_text()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    try:
+        for left in ("", '{"process": ', json.dumps({"process": gone.pid, "host": platform.node()})):
+            owner.write_text(left)
+            later = threading.Timer(0.3, owner.write_text, (whole,))
+            later.start()
+            with pytest.raises(InputError, match=f"process {process.pid} on"), one_writer(tmp_path):
+                pass
+            later.join()
+        monkeypatch.setattr(locks, "MOMENT", 0.1)
+        for left in ('{"process": 1, "host": "a\\nb"}', '{"process": -1, "host": "a"}', "[" * 9999, "[]", "3"):
+            owner.write_text(left)
+            with pytest.raises(InputError, match="another process is writing"), one_writer(tmp_path):
+                pass
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
