@@ -18,14 +18,14 @@ from hmg_gpu.data.store import iterate_store, pack_folder
 
 def pack(options: argparse.Namespace, console: Console) -> int:
     """A data set's folder (all its splits, with masks and every kind of points) to one HDF5 file."""
-    if options.out.exists() and not options.overwrite:
-        raise InputError(f"{options.out}: exists already; choose another name or pass --overwrite")
     if options.out.suffix != ".h5":
         raise InputError(f"{options.out}: expected a name that ends in .h5; the other commands know a store by it")
     with (
         one_writer(options.out, lambda text: say(console, text), file=True),
         console.status(f"packing {escape(str(options.data))}"),
     ):
+        if options.out.exists() and not options.overwrite:  # another process may have packed it just now
+            raise InputError(f"{options.out}: exists already; choose another name or pass --overwrite")
         pack_folder(options.data, options.out, points=options.points, dataset=options.dataset)
     table = Table(title=Text(f"{options.out}, {options.out.stat().st_size / 1e6:.1f} MB"))
     for heading in ("split", "images", "ground truth", "points"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 import torch._dynamo  # what an optimiser imports at its first use: here once, not in every child
@@ -20,7 +22,7 @@ from hmg_gpu.data import write_store
 from hmg_gpu.models import checkpoints, weights
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.training.state import check_state, keep_previous, recover
-from tests.torture import disk, flip, fuzz, kill, steady
+from tests.torture import disk, flip, fuzz, kill, pairs, steady
 from tests.torture.kill import die_in_save, differences, fingerprint, fork, go_on, job, unreadable
 
 
@@ -136,6 +138,23 @@ def test_full_and_read_only(tmp_path: Path) -> None:
         "a: changed",
         ".x.3.part.png: left behind",
     ]
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = pairs.commands
+    for folder in ("held", "blind"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(pairs, "commands", lambda folder: {"learned": every(folder)["hmg-gpu masks --masks learned"]})
+    found = pairs.run(tmp_path / "held", 1, math.inf, 0)
+    assert (found["commands"], found["pairs"], found["failures"]) == (1, 1, []), found
+
+    def none(*arguments: object) -> filelock.FileLock:
+        return filelock.FileLock(tmp_path / "blind" / f"{os.getpid()}.lock")
+
+    monkeypatch.setattr(pairs.locks, "_take", none)
+    blind = pairs.run(tmp_path / "blind", 1, math.inf, 0)
+    assert any("both held the folder at once" in text for text in blind["failures"]), blind
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Bad luck on purpose: python -m tests.torture [kill] [disk] [flip] [fuzz] [memory] [determinism] [--minutes N].
+"""Bad luck on purpose: python -m tests.torture [PART ...] [--minutes N].
 
 Each part says what it counted and ends the command with exit code 1 where something did not hold. Linux only; `disk`
 mounts a tmpfs and a read-only folder, which wants root or a system that allows user namespaces.
@@ -16,12 +16,13 @@ from pathlib import Path
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
 
-from . import disk, flip, fuzz, kill, steady
+from . import disk, flip, fuzz, kill, pairs, steady
 
 PARTS = {  # what it does, and how often where --count does not say
     "kill": (kill.run, 100),
     "disk": (disk.run, 20),
     "flip": (flip.run, 1000),
+    "pairs": (pairs.run, 20),
     "fuzz": (fuzz.run, 10_000),
     "memory": (steady.run_memory, 1000),
     "determinism": (steady.run_determinism, 5),

@@ -196,33 +196,47 @@ def one_thread() -> None:
 
 def fork(call: Callable[[], object], said: Path, *, seconds: float | None = None) -> int:
     """Run a call in a forked process and kill it after some seconds: its exit code, or minus the signal."""
-    process = os.fork()
-    if process == 0:
-        code = 70
-        try:
-            descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            # under pytest they would be others
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            os.environ["COLUMNS"] = "200"
-            code = call()
-        except SystemExit as error:
-            code = error.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 0)
-    deadline = time.monotonic() + (seconds if seconds is not None else 600)
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+    process = start(call, said)
+    code = ended(process, seconds if seconds is not None else 600)
+    if code is not None:
+        return code
     os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def start(call: Callable[[], object], said: Path) -> int:
+    """Begin a call in a forked process, whose output goes to a file: its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        # under pytest they would be others
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        os.environ["COLUMNS"] = "200"
+        code = call()
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+
+def ended(process: int, seconds: float) -> int | None:
+    """The exit code of a process that was begun, or minus the signal; None where it goes on for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
 
 
 def die_in_save(folder: Path, number: int) -> None:
