@@ -12,7 +12,7 @@ from typing import Any
 
 from hmg_gpu.common.checksums import checksum_of, read_sealed_json
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import append_text, finite, write_text
+from hmg_gpu.common.files import append_text, finite, parse_json, write_text
 
 SUMMARY = "hmg.json"  # beside the masks: how they were made
 JOURNAL = "hmg.part."  # and the number of the rank, while they are being made
@@ -116,7 +116,7 @@ def check_data(folder: Path, digest: Mapping[str, Any]) -> None:
 def _header(path: Path) -> dict[str, Any] | None:
     """The JSON object on a file's first line; None where there is none."""
     try:
-        header = json.loads(path.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
+        header = parse_json(path.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
     except (OSError, ValueError):
         return None
     return header if isinstance(header, dict) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import finite, write_text
+from hmg_gpu.common.files import finite, parse_json, write_text
 
 KEY = "checksum"
 
@@ -47,7 +47,7 @@ def read_sealed_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:

@@ -11,8 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hmg_gpu.common.errors import HMGError
+
+DEPTH = 100  # levels of a JSON value that is read
 
 
 @contextmanager
@@ -96,6 +99,25 @@ def finite(value: object) -> object:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value from a file that may be damaged or forged.
+
+    Raises:
+        ValueError: it is none, or nested deeper than anything that is written here.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level = [value]
+    for _ in range(DEPTH):
+        holders = [inner for inner in level if isinstance(inner, dict | list)]
+        if not holders:
+            return value
+        level = [inner for one in holders for inner in (one.values() if isinstance(one, dict) else one)]
+    raise ValueError("nested too deeply")
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -37,6 +37,13 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not what train.py writes; give the folder of a finished run")
     if "rule" not in run["settings"]:
         raise InputError(f"{path}: of an older version, whose settings had other names; train it anew")
+    try:
+        settings = run["settings"]
+        if not all(type(number) is int for number in (settings["seed"], *settings["epochs"])):
+            raise TypeError(settings)
+        runs_markdown(runs_rows([run | {"seconds": run["seconds"] + 0.0}]))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: lacks what train.py writes, or was changed; give the folder of a run") from error
     return run
 
 
@@ -108,7 +115,7 @@ def _is_upper_bound(full: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether a row is full supervision with the other's schedule: the same set and, besides the labels, settings."""
     theirs, mine = full["settings"], row["settings"]
     labels = (*LABELS, *NOT_COMPARED, "extent", "half_width", "alpha", "radius")
-    same = all(theirs[name] == value for name, value in mine.items() if name not in (*labels, "epochs", "stage2"))
+    same = all(theirs.get(name) == value for name, value in mine.items() if name not in (*labels, "epochs", "stage2"))
     schedule = theirs["epochs"] == mine["epochs"] or sum(theirs["epochs"]) == sum(mine["epochs"])
     return theirs["supervision"] == "full" and full["dataset"] == row["dataset"] and same and schedule
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hmg_gpu.common.checksums import KEY
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import finite, write_bytes, write_text
+from hmg_gpu.common.files import finite, parse_json, write_bytes, write_text
 
 BLANK = "0" * 8  # what stands in the checksum's place while it is taken
 MODEL_PREFIX = "model."  # in our own safetensors files; the other tensors there are the trainer's state
@@ -61,10 +61,11 @@ def _sidecar(description: Mapping[str, Any], checksum: str) -> str:
 
 
 def write_sidecar(path: str | os.PathLike) -> None:
-    """Write the JSON file beside a checkpoint anew, from the checkpoint itself."""
+    """Write the JSON file beside a checkpoint of ours anew, from the checkpoint itself."""
     path = Path(path)
     metadata = _metadata(path)
-    write_text(path.with_suffix(".json"), _sidecar(json.loads(metadata[HEADER_KEY]), metadata[KEY]))
+    if metadata.keys() >= {HEADER_KEY, KEY}:
+        write_text(path.with_suffix(".json"), _sidecar(parse_json(metadata[HEADER_KEY]), metadata[KEY]))
 
 
 def check_whole(path: str | os.PathLike) -> None:
@@ -99,10 +100,13 @@ def _check_whole(path: Path, *_: tuple[int, int, int]) -> None:
     if _taken(path, checksum) != checksum:
         raise InputError(f"{path}: damaged or cut short (its checksum does not fit); copy it again")
     sidecar = path.with_suffix(".json")
-    description = metadata.get(HEADER_KEY)
-    if description is None or not sidecar.is_file():
+    if not sidecar.is_file():
         return
-    if sidecar.read_bytes() != _sidecar(json.loads(description), checksum).encode():
+    try:
+        expected = _sidecar(parse_json(metadata[HEADER_KEY]), checksum).encode()
+    except (KeyError, ValueError, TypeError):  # who reads the description says so
+        return
+    if sidecar.read_bytes() != expected:
         warnings.warn(
             f"{sidecar}: does not belong to {path.name}, or was changed; it was not used: the weights file itself is "
             "whole and says what it is",
@@ -144,7 +148,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             text = (handle.metadata() or {}).get(HEADER_KEY)
-        description = None if text is None else json.loads(text)
+        description = None if text is None else parse_json(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint; check the path") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import finite
+from hmg_gpu.common.files import finite, parse_json
 from hmg_gpu.common.provenance import provenance
 from hmg_gpu.data.record import differences, find_record
 from hmg_gpu.data.sets import ImageSet
@@ -28,7 +27,7 @@ def first_epoch(folder: Path) -> dict[str, Any]:
     """
     try:
         lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = [parse_json(line) for line in lines]
         return next(row for row in rows if (row["event"], row.get("stage"), row.get("epoch")) == ("epoch", 1, 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"{folder}: its log.jsonl has no first epoch; give the folder of a run of train.py") from error

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hmg_gpu.common.checksums import write_sealed_json
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.common.files import append_text, finite, remove_parts, write_text
+from hmg_gpu.common.files import append_text, finite, parse_json, remove_parts, write_text
 from hmg_gpu.common.provenance import peak_memory_gb
 from hmg_gpu.data import ImageSet, write_mask
 from hmg_gpu.evaluation.pictures import draw_sheet, pick_examples
@@ -102,18 +102,17 @@ class Screen:
         append_text(self.log, json.dumps(finite(event)) + "\n")
 
     def forget_after(self, stage: int, epoch: int) -> None:
-        """Drop log lines beyond the resumed position, and a last line that a crash cut off."""
+        """Drop log lines beyond the resumed position, and lines that a crash cut off or something damaged."""
         if not self.log.exists():
             return
         kept = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                event = json.loads(line)
-            except ValueError:
+                event = parse_json(line)
+                if (event.get("stage", 1) - 1, event.get("epoch", 0)) <= (stage, epoch):
+                    kept.append(line)
+            except (ValueError, AttributeError, TypeError):  # not what write() writes
                 continue
-            position = (event.get("stage", 1) - 1, event.get("epoch", 0))
-            if position <= (stage, epoch):
-                kept.append(line)
         write_text(self.log, "".join(line + "\n" for line in kept))
 
 

@@ -162,7 +162,9 @@ def recover(path: str | os.PathLike) -> str | None:
     except InputError as error:
         if not previous.exists():
             raise
-        about = read_description(previous) or {}
+        about = read_description(previous)
+        if about is None:
+            raise error
         with write_beside(path, previous.stat().st_size) as temporary:
             shutil.copyfile(previous, temporary)
         write_sidecar(path)

@@ -149,6 +149,28 @@ def test_what_is_no_run(content: str | dict | None, parts: tuple[str, ...], tmp_
     refused(lambda: read_run(tmp_path), *parts)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", "1"), ("epochs", ["2", 1]), ("epochs", 3), ("seconds", None), ("seconds", "3"), ("dataset", None)],
+)
+def test_forged_runs_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", 0.3)
+    content = read_sealed_json(folder / "results.json")
+    (content["settings"] if key in content["settings"] else content)[key] = value
+    if value is None:
+        del content[key]
+    write_sealed_json(folder / "results.json", content)
+    refused(lambda: read_run(folder), "results.json", "lacks what train.py writes")
+
+
+def test_runs_of_versions_with_more_settings_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "full", 0.5, supervision="full"), run(tmp_path / "points", 0.3)]
+    content = read_sealed_json(folders[1] / "results.json")
+    content["settings"]["new"] = 3
+    write_sealed_json(folders[1] / "results.json", content)
+    assert [row["of_full"] for row in runs_rows(map(read_run, folders))] == [1, None]
+
+
 def test_runs_that_found_nothing_or_whose_test_set_has_no_target(tmp_path: Path) -> None:
     folders = [run(tmp_path / "full", 0.0, supervision="full"), run(tmp_path / "points", 0.3)]
     content = read_sealed_json(folders[1] / "results.json")

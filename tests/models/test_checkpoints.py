@@ -21,10 +21,11 @@ from torch import Tensor
 from hmg_gpu.common import files
 from hmg_gpu.common.checksums import read_sealed_json, write_sealed_json
 from hmg_gpu.common.errors import HMGError, InputError
-from hmg_gpu.common.files import append_text, write_beside, write_json, write_text
+from hmg_gpu.common.files import append_text, parse_json, write_beside, write_json, write_text
 from hmg_gpu.models import build_model, checkpoints
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.models.weights import load_model
+from hmg_gpu.training.state import recover
 
 DESCRIPTION = {"settings": {"model": "acm"}, "normalisation": [101.5, 34.25], "epoch": 3, "results": {"iou": 0.5}}
 TENSORS = {"model.weight": torch.arange(6.0).view(2, 3), "masks.current": torch.tensor([True, False])}
@@ -89,6 +90,23 @@ def test_files_without_a_checksum(tmp_path: Path) -> None:
         assert read_tensors(theirs)["weight"].sum() == 3 and read_description(theirs) is None
     with pytest.warns(UserWarning, match=r"old\.safetensors: has no checksum: written by an older version, or damaged"):
         assert read_description(old) == {"epoch": 3}
+
+
+def test_a_description_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    """Its checksum fits, and so does that of the file beside it."""
+    path, deep = tmp_path / "last.safetensors", {}
+    for _ in range(60):
+        deep = {"a": [deep]}
+    save_checkpoint(path, TENSORS, {"stage": 1})
+    save_checkpoint(path, TENSORS, deep)
+    refused(lambda: read_description(path), "last.safetensors: not a readable safetensors file (nested too deeply)")
+    refused(lambda: recover(path), "nested too deeply")
+    save_file(TENSORS, tmp_path / "previous.safetensors")  # nobody's run
+    refused(lambda: recover(path), "last.safetensors: not a readable", "nested too deeply")
+    for text in ("[" * 101 + "]" * 101, "[" * 99999):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(text)
+    assert parse_json("[" * 99 + "3" + "]" * 99) and parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
 
 
 @pytest.mark.parametrize("damage", ["flip", "key", "array", "cut", "gone"])

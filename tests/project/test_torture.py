@@ -19,10 +19,11 @@ from tiny import tiny_set, write_folder
 from hmg_gpu.common.errors import HMGError
 from hmg_gpu.common.files import remove_parts
 from hmg_gpu.data import write_store
+from hmg_gpu.data.points import csv_file
 from hmg_gpu.models import checkpoints, weights
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.training.state import check_state, keep_previous, recover
-from tests.torture import disk, flip, fuzz, kill, pairs, steady
+from tests.torture import disk, flip, fuzz, kill, own, pairs, steady
 from tests.torture.kill import die_in_save, differences, fingerprint, fork, go_on, job, unreadable
 
 
@@ -168,6 +169,21 @@ def test_every_kind_of_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["faults"] > 0 and {fault["fault"].splitlines()[-1] for fault in found["failures"]} == {
         "KeyError: 'planted'"
     }
+
+
+@pytest.mark.slow
+def test_files_of_ours_are_told_or_read_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("held", "blind"):
+        (tmp_path / folder).mkdir()
+    found = own.run(tmp_path / "held", 36, math.inf, 0)
+    assert (found["inputs"], found["kinds"], found["failures"]) == (36, 9, []), found
+    assert 0 < found["refused"] < found["calls"]
+    for module in (checkpoints, weights):  # without the checksum damage goes by
+        monkeypatch.setattr(module, "check_whole", lambda path: None)
+    monkeypatch.setattr(csv_file._Marks, "plain", lambda marks, text, where: text.replace(",", ""))  # of thousands
+    blind = own.run(tmp_path / "blind", 90, math.inf, 0)
+    said = [fault["fault"] for fault in blind["failures"]]
+    assert any("without a word" in text for text in said) and any("read as {" in text for text in said), said
 
 
 def test_a_hang_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,15 @@ from pathlib import Path
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
 
-from . import disk, flip, fuzz, kill, pairs, steady
+from . import disk, flip, fuzz, kill, own, pairs, steady
 
 PARTS = {  # what it does, and how often where --count does not say
     "kill": (kill.run, 100),
     "disk": (disk.run, 20),
     "flip": (flip.run, 1000),
     "pairs": (pairs.run, 20),
-    "fuzz": (fuzz.run, 10_000),
+    "fuzz": (fuzz.run, 3000),
+    "own": (own.run, 10_000),
     "memory": (steady.run_memory, 1000),
     "determinism": (steady.run_determinism, 5),
 }

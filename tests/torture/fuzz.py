@@ -18,10 +18,11 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -64,17 +65,44 @@ MAKES = (
 )
 
 
+Corpus = dict[str, list[tuple[str, bytes]]]  # kind -> valid files: (name, content)
+Jobs = list[tuple[str, Callable[[], object]]]
+
+
+class Attack(NamedTuple):
+    """What is done to files, and who reads them then.
+
+    ``mutate(kind, name, content, other, rng, scratch)`` gives new content, and whether a checksum in it was left as it
+    was. ``jobs(folder, box, kind, name, content, index, whole)`` writes the file into ``box`` and gives its readers;
+    ``whole`` is what the file held before where the checksum was left, else None.
+    """
+
+    corpus: Corpus
+    mutate: Callable[..., tuple[bytes, bool]]
+    jobs: Callable[..., Jobs]
+
+
 def run(folder: Path, count: int, deadline: float, seed: int) -> dict[str, Any]:
     """``count`` files, each through every reader of its kind and one command."""
     corpus = write_corpus(folder / "corpus")
-    kinds = [*corpus]
     corpus["safetensors"] += prepare(folder)
+    return attack(folder, Attack(corpus, forged, jobs), count, deadline, seed)
+
+
+def forged(kind: str, name: str, content: bytes, other: bytes, rng: random.Random, scratch: Path) -> tuple[bytes, bool]:
+    """As :class:`Attack` has it; what is read is not compared with what was written."""
+    return mutate(kind, content, other, rng, scratch), False
+
+
+def attack(folder: Path, plan: Attack, count: int, deadline: float, seed: int) -> dict[str, Any]:
+    """Send ``count`` damaged or forged files through their readers; each 200 in a process of their own."""
+    kinds = [*plan.corpus]
     notes, done, faults, tally = folder / "notes.jsonl", 0, [], Counter()
     peak = slowest = 0.0
     while done < count and time.monotonic() < deadline:
         notes.write_text("")
         stop = min(done + 200, count)
-        code = fork(lambda first=done, stop=stop: work(folder, corpus, range(first, stop), seed), folder / "said")
+        code = fork(lambda first=done, stop=stop: work(folder, plan, range(first, stop), seed), folder / "said")
         said = [json.loads(line) for line in notes.read_text().splitlines()]
         begun = max((note["begun"] for note in said if "begun" in note), default=done)
         faults += [note for note in said if "fault" in note]
@@ -142,7 +170,7 @@ def warm_weights(folder: Path) -> Path:
     return folder / "warm.pth"
 
 
-def work(folder: Path, corpus: dict[str, list[tuple[str, bytes]]], indices: range, seed: int) -> None:
+def work(folder: Path, plan: Attack, indices: range, seed: int) -> None:
     """Some of the files, in a process of its own; what happens goes to ``notes.jsonl`` at once."""
     sys.dont_write_bytecode = True
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -151,7 +179,7 @@ def work(folder: Path, corpus: dict[str, list[tuple[str, bytes]]], indices: rang
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     notes = os.open(folder / "notes.jsonl", os.O_WRONLY | os.O_APPEND)
     watch = Watch(folder / "box" / "out")
-    kinds = [*corpus]
+    corpus, kinds = plan.corpus, [*plan.corpus]
     started = Path(os.path.abspath(os.curdir))
     training.Training.train_epoch = only_short(training.Training.train_epoch)
 
@@ -166,14 +194,14 @@ def work(folder: Path, corpus: dict[str, list[tuple[str, bytes]]], indices: rang
         (box / "cwd").mkdir(parents=True)
         (box / "out").mkdir()
         os.chdir(box / "cwd")
-        name, content = rng.choice(corpus[kind])
+        name, whole = rng.choice(corpus[kind])
         other = rng.choice(corpus[rng.choice([kind, rng.choice(kinds)])])[1]
         note(begun=index, call="making the file")
-        content = mutate(kind, content, other, rng, folder / "scratch.h5")
+        content, honest = plan.mutate(kind, name, whole, other, rng, folder / "scratch.h5")
         before = tree(folder)
         calls = Counter()
         slowest = 0.0
-        for title, call in jobs(folder, box, kind, name, content, index):
+        for title, call in plan.jobs(folder, box, kind, name, content, index, whole if honest else None):
             note(begun=index, call=title)
             fault, clock = None, time.process_time()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -201,9 +229,7 @@ def work(folder: Path, corpus: dict[str, list[tuple[str, bytes]]], indices: rang
     os.chdir(started)
 
 
-def jobs(
-    folder: Path, box: Path, kind: str, name: str, content: bytes, index: int
-) -> list[tuple[str, Callable[[], object]]]:
+def jobs(folder: Path, box: Path, kind: str, name: str, content: bytes, index: int, whole: bytes | None) -> Jobs:
     """Every reader of this kind of file and one of its commands, by turns; writes the file where they look for it."""
     path, out = box / "in" / name, box / "out"
     if kind in (*PICTURES, "png points", "list"):
@@ -294,7 +320,8 @@ def jobs(
 def told(main: Callable[[list[str]], int], arguments: list[str]) -> bool:
     """Run a command: True if it ended well, False if it refused in one line."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would stand before the line
         try:
             code = main(arguments)
         except SystemExit as error:

@@ -611,7 +611,9 @@ def test_a_log_cut_by_a_crash_has_no_epoch_twice(data: Path, command: Command, t
     state = rewound(data, options, out, command, tmp_path)
     (out / "last.safetensors").write_bytes(state)
     with open(out / "log.jsonl", "a") as log:
-        log.write('{"event": "epo')
+        log.write('3\n{"stage": "2"}\n' + "[" * 9999 + '\n{"event": "epo')
+    with open(out / "log.jsonl", "ab") as log:
+        log.write(b"\n\xff\xfe\n")
     assert command("--resume", out).code == 0
     assert clockless(log_of(out)) == clockless(whole)
     epochs = [(event["stage"], event["epoch"]) for event in log_of(out) if event["event"] == "epoch"]

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hmg_gpu.common.errors import InputError
@@ -58,12 +60,39 @@ def _columns(path: Path, where: str, cells: list[str], separator: str) -> tuple[
     return [header.index(key) for key in (image, "y", "x")], header.index(EXTENT) if EXTENT in header else None
 
 
-def _plain_number(text: str, marks: set[str], path: Path, where: str) -> str:
-    """A number with a decimal point; ``marks`` collects the marks of the file, which must be of one kind."""
-    marks |= {mark for mark in ".," if mark in text}
-    if len(marks) > 1:
-        raise InputError(f"{path}, {where}: {show(text)}: the file has decimal points and decimal commas; use one kind")
-    return text.replace(",", ".")
+@dataclass
+class _Marks:
+    """The decimal marks in the numbers of a file, which must be of one kind and no marks of thousands."""
+
+    path: Path
+    kind: str = ""
+    thousands: str = ""  # the first number that may have one
+    decimals: bool = False  # some number can have no other
+
+    def plain(self, text: str, where: str) -> str:
+        """A number with a decimal point."""
+        kinds = {mark for mark in ".," if mark in text}
+        if len(kinds | set(self.kind)) > 1:
+            raise InputError(
+                f"{self.path}, {where}: {show(text)}: the file has decimal points and decimal commas; use one kind"
+            )
+        if kinds:
+            if not self.kind and kinds == {","}:
+                warnings.warn(f"{self.path}: read with decimal commas, as {show(text)} in {where}", stacklevel=2)
+            self.kind = kinds.pop()
+            if re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", text):
+                self.thousands = self.thousands or f"{where}: {show(text)}"
+            else:
+                self.decimals = True
+        return text.replace(",", ".")
+
+    def check(self) -> None:
+        """After the last number: refuse a file whose marks may all be of thousands."""
+        if self.thousands and not self.decimals:
+            raise InputError(
+                f"{self.path}, {self.thousands} may be a decimal number, or thousands with a mark, as every number of "
+                "the file with one; write 1 or 2 decimals, or no marks of thousands"
+            )
 
 
 def entries(path: Path, text: str) -> Iterator[Entry]:
@@ -99,8 +128,9 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, str, str, str, str]]:
     separator = _separator(first) or ","
     reader = csv.reader(lines, strict=True, delimiter=separator)
     columns: list[int] = []
+    width = 0
     extent: int | None = None
-    marks: set[str] = set()
+    marks = _Marks(path)
     try:
         for cells in reader:
             where = f"row {reader.line_num}"
@@ -108,17 +138,24 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, str, str, str, str]]:
                 continue
             if not columns:
                 columns, extent = _columns(path, where, cells, separator)
+                width = len(cells)
                 continue
             if len(cells) <= max(columns):
                 raise InputError(f"{path}, {where}: {len(cells)} cells; expected at least {max(columns) + 1}")
+            if any(cell.strip() for cell in cells[width:]):
+                raise InputError(
+                    f"{path}, {where}: {len(cells)} cells, the header has {width}; where numbers have decimal commas, "
+                    "put them in quotes or export with semicolons"
+                )
             name, y, x = (cells[column].strip() for column in columns)
             if separator != ",":
-                y, x = (_plain_number(cell, marks, path, where) for cell in (y, x))
+                y, x = (marks.plain(cell, where) for cell in (y, x))
             yield where, name, y, x, cells[extent].strip() if extent is not None and extent < len(cells) else ""
     except csv.Error as error:
         raise InputError(f"{path}, row {reader.line_num}: no valid CSV ({error}); save it again with commas") from error
     if not columns:
         raise InputError(f"{path}: no header; expected a first row image,y,x")
+    marks.check()
 
 
 FORMAT = PointFormat("text", matches, entries)
