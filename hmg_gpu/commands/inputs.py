@@ -29,6 +29,7 @@ from hmg_gpu.data import (
 from hmg_gpu.data.folder import find_list
 from hmg_gpu.data.images import map_files, read_header
 from hmg_gpu.data.points import image_stem
+from hmg_gpu.data.sets import padded_shape
 from hmg_gpu.data.source import SYNTHETIC
 from hmg_gpu.data.store import open_split
 from hmg_gpu.evaluation.masks import load_set
@@ -267,7 +268,7 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 def _join(parts: Sequence[ImageSet]) -> ImageSet:
     """Images of several sets in one padded batch, without points and masks."""
     sizes = torch.cat([part.sizes for part in parts])
-    height, width = sizes.amax(0).tolist()
+    height, width = padded_shape(sizes)
     dtype = parts[0].images.dtype
     images = torch.zeros(len(sizes), height, width, dtype=dtype)
     first = 0

@@ -14,7 +14,7 @@ import torch
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data.images import SUFFIXES, map_files, read_header, read_image, read_mask
 from hmg_gpu.data.points.read import image_stem, read_points
-from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet
+from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet, padded_shape
 
 NORMALISATION = {
     "NUAA-SIRST": (101.06385040283203, 34.619606018066406),
@@ -234,7 +234,7 @@ def _load(
     headers = list(map_files(read_header, paths))
     sizes = np.array([header[:2] for header in headers], dtype=np.int64)  # [N, 2]
     dtype = np.uint8 if all(header[2] for header in headers) else np.float32
-    count, (height, width) = len(paths), sizes.max(0).tolist()
+    count, (height, width) = len(paths), padded_shape(sizes)
     if count * height * width * np.dtype(dtype).itemsize > MAX_SET_BYTES:
         raise InputError(
             f"{paths[0].parent}: {count} images padded to {height} x {width} need more than {MAX_SET_BYTES >> 30} GiB; "
@@ -267,7 +267,7 @@ def _load_masks(folder: Path, names: list[str], sizes: np.ndarray) -> np.ndarray
     if not any(name in files for name in names):
         return None
     paths = [_only(files, name, f"some images have masks, but {folder}") for name in names]
-    masks = np.zeros((len(names), *sizes.max(0)), bool)  # [N, H, W]
+    masks = np.zeros((len(names), *padded_shape(sizes)), bool)  # [N, H, W]
     for i, mask in enumerate(map_files(lambda pair: read_mask(*pair), list(zip(paths, sizes.tolist(), strict=True)))):
         masks[i, : sizes[i, 0], : sizes[i, 1]] = mask
     return masks

@@ -6,10 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_SET_BYTES = 2**34  # of one padded batch of images
+
+
+def padded_shape(sizes: np.ndarray | Tensor) -> tuple[int, int]:
+    """Height and width of the batch that holds images of these sizes, [N, 2] rows (height, width).
+
+    Where widths differ, so that there is padding anyway, the width is rounded up to a multiple of 16: the kernels then
+    read 16 bytes at a time.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.data.sets import padded_shape
+        >>> padded_shape(torch.tensor([[30, 50], [41, 20]])), padded_shape(torch.tensor([[30, 50], [41, 50]]))
+        ((41, 64), (41, 50))
+    """
+    rows, columns = zip(*sizes.tolist(), strict=True)
+    height, width = max(rows), max(columns)
+    return height, width if min(columns) == width else -(-width // 16) * 16
 
 
 @dataclass(eq=False)  # tensors have no single truth value
@@ -76,7 +94,7 @@ class ImageSet:
         return moved
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The images ``indices`` (in that order), their points renumbered, padding cut to the largest of them.
+        """The images ``indices`` (in that order), their points renumbered, padding cut as :func:`padded_shape` says.
 
         Args:
             indices: int64 [M] or a sequence of M ints in 0..N-1.
@@ -95,7 +113,7 @@ class ImageSet:
         first = torch.cumsum(counts, 0) - counts  # [M] first new row of each image
         rows = torch.arange(len(image), device=index.device) - first[image] + self.offsets[index][image]  # [P']
         sizes = self.sizes[index]  # [M, 2]
-        height, width = sizes.amax(0).tolist() if len(index) else self.images.shape[1:]
+        height, width = padded_shape(sizes) if len(index) else self.images.shape[1:]
         chosen = index.tolist()
         part = replace(
             self,

@@ -34,7 +34,7 @@ from hmg_gpu.common.files import write_beside
 from hmg_gpu.data.folder import load_folder, load_points, split_names
 from hmg_gpu.data.images import MAX_PIXELS
 from hmg_gpu.data.points.read import image_stem
-from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet
+from hmg_gpu.data.sets import MAX_SET_BYTES, ImageSet, padded_shape
 
 VERSION = 1
 _MAGIC = b"hmg_gpu store"
@@ -404,7 +404,7 @@ class _Split:
     def read(self, first: int, last: int) -> ImageSet:
         """The images first to last - 1, padded to the largest of them."""
         sizes = self.sizes[first:last]  # [n, 2]
-        height, width = sizes.max(0).tolist()
+        height, width = padded_shape(sizes)
         dtype = np.uint8 if self.pixels.dtype == np.uint8 else np.float32
         if len(sizes) * height * width * np.dtype(dtype).itemsize > MAX_SET_BYTES:
             raise InputError(
@@ -426,7 +426,7 @@ class _Split:
         )
 
     def _padded(self, source: h5py.Dataset, first: int, last: int, dtype: type) -> np.ndarray:
-        height, width = self.sizes[first:last].max(0).tolist()
+        height, width = padded_shape(self.sizes[first:last])
         images = np.zeros((last - first, height, width), dtype)  # [n, H, W]
         for low in range(first, last, 64):  # of so many images the flat form is held, too
             high = min(low + 64, last)

@@ -93,6 +93,7 @@ class TrainingStep:
         self.totals = torch.zeros(len(COUNTS), dtype=torch.float64, device=self.device)
         self._gradients = _flat_gradients(model) if team.ranks > 1 else None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._aside = torch.cuda.Stream(self.device) if graph else None  # of the warm-up
         self._masks: Tensor | None = None
         self._steps = 0  # with these masks
 
@@ -121,18 +122,19 @@ class TrainingStep:
             self._graph, self._masks, self._steps = None, masks, 0
         if self._steps < WARM_UP:
             self._steps += 1
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
+            here = torch.cuda.current_stream()
+            self._aside.wait_stream(here)
+            with torch.cuda.stream(self._aside):
                 self._run(masks, plan)
-            here.wait_stream(aside)
+            here.wait_stream(self._aside)
             return
         if self._graph is None:
             self._plan = plan.clone()
             self.optimizer.zero_grad(set_to_none=True)  # so that the gradients are made in the graph's own memory
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # notes the step down without doing it
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # notes the step down without doing it
                 self._run(masks, self._plan)
+            self._graph = graph  # only now: a capture that failed is not to be replayed
         self._plan.copy_(plan)
         self._graph.replay()
 

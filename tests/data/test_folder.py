@@ -58,11 +58,11 @@ def root(tmp_path) -> Path:
 def test_a_split_in_one_padded_batch(root):
     train = load_folder(root, "train")
     assert (train.names, train.dataset, train.split, len(train)) == (TRAIN, "SEA", "train", 2)
-    assert train.images.shape == (2, 7, 9) and train.images.dtype == torch.uint8
+    assert train.images.shape == (2, 7, 16) and train.images.dtype == torch.uint8
     assert train.sizes.tolist() == [[7, 7], [6, 9]]
     np.testing.assert_array_equal(train.images[0, :, :7], grey("c"))
-    np.testing.assert_array_equal(train.images[1, :6], grey("a"))
-    assert not train.images[0, :, 7:].any() and not train.images[1, 6:].any()
+    np.testing.assert_array_equal(train.images[1, :6, :9], grey("a"))
+    assert not train.images[0, :, 7:].any() and not train.images[1, 6:].any() and not train.images[1, :, 9:].any()
     assert train.points.tolist() == [[0, 1, 2], [1, 1, 2]]
     assert train.masks.dtype == torch.bool and train.masks.sum((1, 2)).tolist() == [9, 9]
     assert train.masks[1, 0:3, 1:4].all()
@@ -202,9 +202,9 @@ def test_nan_in_an_image(root):
 
 
 def test_too_large_a_set_is_refused_before_it_is_allocated(root, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_SET_BYTES", 2 * 7 * 9 - 1)
+    monkeypatch.setattr(folder, "MAX_SET_BYTES", 2 * 7 * 16 - 1)
     monkeypatch.setattr(folder, "read_image", lambda path: pytest.fail("decoded"))
-    refused(lambda: load_folder(root, "train"), "2 images padded to 7 x 9", "load fewer")
+    refused(lambda: load_folder(root, "train"), "2 images padded to 7 x 16", "load fewer")
 
 
 def test_points_from_any_format_or_arrays(root, tmp_path):
@@ -249,6 +249,17 @@ def small_set() -> ImageSet:
     images = torch.arange(36, dtype=torch.uint8).reshape(3, 4, 3)
     points = torch.tensor([[0, 0, 0], [0, 1, 2], [2, 0, 1], [2, 2, 2]])
     return ImageSet(["a", "b", "c"], images, sizes, points, images % 2 == 0, 5.0, 2.0, "X", "train")
+
+
+def test_widths_that_differ_are_padded_to_whole_vectors(tmp_path):
+    """Images of 5 and 21 columns: 32 in memory, from files, from a store, and in a subset of both."""
+    (tmp_path / "images").mkdir()
+    for name, width in (("a", 5), ("b", 21)):
+        Image.fromarray(np.full((7, width), 9, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    data = load_images(tmp_path / "images")
+    assert data.images.shape == (2, 7, 32) and data.sizes.tolist() == [[7, 5], [7, 21]]
+    assert int(data.images.sum()) == 9 * 7 * 26
+    assert data.subset([1, 0]).images.shape == (2, 7, 32) and data.subset([1]).images.shape == (1, 7, 21)
 
 
 def test_subset_renumbers_points_and_cuts_padding():

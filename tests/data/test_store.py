@@ -25,12 +25,13 @@ from hmg_gpu.data import (
     store_splits,
     write_store,
 )
+from hmg_gpu.data.sets import padded_shape
 
 
 def small_set(split: str = "train", dtype: torch.dtype = torch.uint8, count: int = 5, masks: bool = True) -> ImageSet:
     generator = torch.Generator().manual_seed(count)
     sizes = torch.randint(3, 12, (count, 2), generator=generator)
-    height, width = sizes.amax(0).tolist()
+    height, width = padded_shape(sizes)
     inside = (torch.arange(height)[:, None] < sizes[:, 0, None, None]) & (torch.arange(width) < sizes[:, 1, None, None])
     images = torch.randint(0, 256, (count, height, width), generator=generator).to(dtype) * inside
     points = torch.tensor([[0, 0, 0], [0, 2, 1], [3, 1, 1], [4, 2, 2]])

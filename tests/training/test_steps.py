@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -166,6 +167,50 @@ def test_where_a_way_cannot_work() -> None:
     refused(lambda: check_step("graph", cuda, Team(0, 2)), "step = graph", "one process")
     refused(lambda: check_step("fast", cpu), "'fast'", "eager, compile, graph")
     refused(lambda: trained(small(), way="graph"), "step = graph")
+
+
+def test_a_capture_that_failed_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CUDA's graph: the second call captures again, and one stream serves all of the warm-up."""
+    replays: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append("replayed")
+
+    class Stream:
+        made = 0
+
+        def __init__(self, *_: object):
+            Stream.made += 1
+
+        def wait_stream(self, _: object) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    here = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)
+    monkeypatch.setattr(step, "check_step", lambda *_: None)
+    data = tiny_set()
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, **_: torch.optim.SGD(parameters, lr=RATE))
+    take = TrainingStep(small(), data, patch_size=PATCH, learning_rate=RATE, way="graph")
+    ran = iter([*range(step.WARM_UP), RuntimeError("out of memory"), "captured"])
+
+    def run(*_: object) -> None:
+        done = next(ran)
+        if isinstance(done, Exception):
+            raise done
+
+    monkeypatch.setattr(take, "_run", run)
+    plan = torch.zeros(2, 6, dtype=torch.int64)
+    for _ in range(step.WARM_UP):
+        take(data.masks, plan)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        take(data.masks, plan)
+    assert not replays
+    take(data.masks, plan)
+    assert replays == ["replayed"] and next(ran, None) is None and Stream.made == 2
 
 
 @pytest.mark.gpu
