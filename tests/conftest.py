@@ -5,7 +5,8 @@ Environment:
     HMG_CHECKPOINTS  folder that holds the published LESPS weights and conformance.json
 
 Tests that need one of them skip where it is not set. Where both are set (CI), a skipped test fails the run, unless it
-is marked `gpu` or `browser`. A test that a `-m` expression leaves out is not skipped: it is not part of the run.
+is marked `gpu`, `cpu_only` or `browser`. A test that a `-m` expression leaves out is not skipped: it is not part of the
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if not torch.cuda.is_available():
     # Whether a kernel is interpreted is decided when it is decorated, so before any test module imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-MAY_SKIP = ("gpu", "browser")  # what a machine may lack, with or without the data
+MAY_SKIP = ("gpu", "cpu_only", "browser")  # what a machine may lack, with or without the data
 SKIPPED = pytest.StashKey[list[str]]()
 
 
@@ -61,6 +62,7 @@ def rng() -> np.random.Generator:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device, skipped without one")
+    config.addinivalue_line("markers", "cpu_only: needs Triton's interpreter, skipped where there is a CUDA device")
     config.addinivalue_line("markers", "browser: needs Chromium and chromedriver, skipped without them")
     config.addinivalue_line("markers", "slow: left out by default")
     config.stash[SKIPPED] = []
@@ -70,6 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("cpu_only") and torch.cuda.is_available():
+        pytest.skip("nothing is interpreted where there is a CUDA device")
 
 
 def skips_are_failures() -> bool:

@@ -56,7 +56,7 @@ def detection_counts(
     check_same(prediction, target, "prediction", "target")
     check_sizes(sizes, prediction)
     if backend_for(prediction) == "triton":
-        from hmg_gpu.kernels.components import detection_counts as on_device
+        from hmg_gpu.kernels.counts import detection_counts as on_device
 
         return on_device(prediction, target, sizes=sizes, distance=distance)
     return counts_on_host(prediction, target, sizes, distance)
@@ -64,6 +64,9 @@ def detection_counts(
 
 class DetectionMetrics:
     """IoU, nIoU, Pd and Fa accumulated over batches on the device of the masks; nothing is read before ``compute``.
+
+    The first update makes the sums, and all later calls, ``reset`` included, work on them in place: after one update
+    ``update`` can be captured in a CUDA graph.
 
     Args:
         distance: how close two centroids must be to match, in pixels (strictly less).
@@ -80,13 +83,14 @@ class DetectionMetrics:
 
     def __init__(self, distance: float = 3.0):
         self.distance = distance
-        self.reset()
+        self._counts: Tensor | None = None  # int64 [7], sums over the images
+        self._iou: Tensor | None = None  # float64 [2], sum of the images' IoU and how many have one
 
     def reset(self) -> None:
         """Forget everything counted so far."""
-        self._counts: Tensor | None = None
-        self._iou_sum: Tensor | None = None
-        self._iou_images: Tensor | None = None
+        if self._counts is not None:
+            self._counts.zero_()
+            self._iou.zero_()
 
     def update(self, prediction: Tensor, target: Tensor, sizes: Tensor | None = None) -> None:
         """Add a batch; arguments and errors as :func:`detection_counts`."""
@@ -96,13 +100,12 @@ class DetectionMetrics:
         """Add counts that :func:`detection_counts` gave, int64 [B, 7]."""
         intersection, union = counts[:, 0].double(), counts[:, 1]
         filled = union > 0
-        iou_sum = torch.where(filled, intersection / union.clamp(min=1), 0).sum()
+        iou = torch.where(filled, intersection / union.clamp(min=1), 0)
         if self._counts is None:
-            self._counts = counts.sum(0)
-            self._iou_sum, self._iou_images = iou_sum, filled.sum()
-        else:
-            self._counts = self._counts + counts.sum(0)
-            self._iou_sum, self._iou_images = self._iou_sum + iou_sum, self._iou_images + filled.sum()
+            with torch.inference_mode(False):  # or later calls outside of it could not add
+                self._counts, self._iou = counts.new_zeros(len(COUNTS)), iou.new_zeros(2)
+        self._counts.add_(counts.sum(0))
+        self._iou.add_(torch.stack((iou, filled.double())).sum(1))
 
     def compute(self) -> dict[str, int | float]:
         """Everything counted since the last reset.
@@ -116,7 +119,7 @@ class DetectionMetrics:
         """
         totals = [0] * len(COUNTS) if self._counts is None else self._counts.tolist()
         result: dict[str, int | float] = dict(zip(COUNTS, totals, strict=True))
-        iou_sum, images = (0.0, 0) if self._counts is None else (float(self._iou_sum), int(self._iou_images))
+        iou_sum, images = (0.0, 0.0) if self._iou is None else self._iou.tolist()
         result["iou"] = _ratio(result["intersection"], result["union"])
         result["niou"] = _ratio(iou_sum, images)
         result["pd"] = _ratio(result["matched"], result["targets"])
@@ -125,7 +128,7 @@ class DetectionMetrics:
         return result
 
 
-def _ratio(part: float, total: int) -> float:
+def _ratio(part: float, total: float) -> float:
     return part / total if total else float("nan")
 
 

@@ -320,3 +320,19 @@ def test_wrong_arguments_are_named(prediction: Tensor, target: Tensor, sizes: Te
     with pytest.raises(error, match=text):
         metrics.update(prediction, target, sizes)
     assert metrics.compute()["pixels"] == 0  # a refused batch leaves no trace
+
+
+def test_sums_are_kept_in_place() -> None:
+    """As a CUDA graph needs it: a replay adds to the tensors that were there at its capture."""
+    metrics = DetectionMetrics()
+    pair = torch.ones(1, 2, 3, dtype=torch.bool), torch.ones(1, 2, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        metrics.update(*pair)
+    held = metrics._counts, metrics._iou
+    metrics.update(*pair)
+    assert metrics.compute()["intersection"] == 12 and metrics.compute()["niou"] == 1
+    metrics.reset()
+    assert math.isnan(metrics.compute()["niou"]) and metrics.compute()["pixels"] == 0
+    metrics.update(*pair)
+    assert metrics.compute()["targets"] == 1
+    assert held[0] is metrics._counts and held[1] is metrics._iou

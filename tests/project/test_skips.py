@@ -18,6 +18,10 @@ import pytest, torch
 def test_on_the_gpu():
     assert torch.cuda.is_available()
 
+@pytest.mark.cpu_only
+def test_interpreted(monkeypatch):
+    pass
+
 @pytest.mark.browser
 def test_in_a_browser():
     pytest.skip("no Chromium")
