@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from hmg_gpu.kernels import blocks, components, pmg
+from hmg_gpu.kernels import blocks, components, counts, pmg, stream
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -30,34 +30,51 @@ TARGETS = {
 }
 # Argument types by name; every other pointer is int32 and every other number int32.
 TYPES = {
-    "prediction": "*u8", "initial": "*u8", "out": "*u8", "plane": "*u8", "mask": "*u8", "image": "*u8",
-    "points": "*i64", "offsets": "*i64", "sizes": "*i64", "boxes": "*i64", "table": "*i64", "found": "*i64",
-    "truth": "*i64", "parents": "*i32", "areas": "*i32", "sums": "*i32", "listed": "*i32", "filled": "*i32",
-    "first": "*i32", "ranks": "*i32", "counts": "*i32", "labels": "*i32", "found_n": "*i32", "truth_n": "*i32",
-    "threshold": "fp32", "weight": "fp32", "rest": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
+    "prediction": "*u8", "initial": "*u8", "target": "*u8", "current": "*u8", "out": "*u8", "plane": "*u8",
+    "other": "*u8", "mask": "*u8", "image": "*u8", "ignored": "*i1", "points": "*i64", "offsets": "*i64",
+    "sizes": "*i64", "boxes": "*i64", "table": "*i64", "parents": "*i32", "areas": "*i32", "sums": "*i32",
+    "listed": "*i32", "listed_n": "*i32", "totals": "*i32", "first": "*i32", "roots": "*i32", "roots_n": "*i32",
+    "ranks": "*i32", "counts": "*i32", "labels": "*i32", "threshold": "fp32", "weight": "fp32", "rest": "fp32",
+    "low": "fp32", "high": "fp32", "alpha_bits": "i64", "distance_bits": "i64",
 }  # fmt: skip
+WORDS = dict.fromkeys(("prediction", "initial", "target", "current", "out"), "*i32")  # planes of bytes, four at a time
 TILE = {"TILE_H": blocks.TILE_H, "TILE_W": blocks.TILE_W}
-SCAN = {"HAS_INITIAL": True, "HAS_SIZES": True, "LOGITS": False, "SOFT": False, **TILE}
+CHUNK, BY_PIXEL, BYTES = (
+    {name: value for name, value in stream.chunk_options(512, packed, by_pixel=by_pixel).items() if name.isupper()}
+    for packed, by_pixel in ((True, False), (True, True), (False, True))
+)
+STREAM = {"HAS_INITIAL": True, "HAS_SIZES": False, "LOGITS": False, "SOFT": False, "JUDGE": False, **CHUNK}
+LOGITS = STREAM | BY_PIXEL | {"LOGITS": True}
+PLANE = {"HAS_SIZES": False, "PAIR": False, "BITS": 2, **TILE}
+PAIR = {"HAS_SIZES": True, "PAIR": True, "BITS": 255, **TILE}
 PMG = {"SEARCH": True, "PAINT": True, "HAS_SIZES": True, "ALONG": 32, "ACROSS": 16, "COLUMNS": 64, "ROWS": pmg.ROWS}
 
-# (variant, file, kernel, constants, types that differ, warps); the paper's settings.
+# (variant, file, kernel, constants, types that differ, warps); the paper's settings. No kernel is specialised in sizes:
+# one binary serves all widths, but for PACKED those that are multiples of 16.
+JUDGED, SOFT = {"HAS_SIZES": True, "JUDGE": True}, {"HAS_SIZES": True, "SOFT": True}
+FLOATS = {"prediction": "*fp32"}
 KERNELS = (
-    ("bool", "update", "update_image_kernel", SCAN, {}, 8),
-    ("logits, wide sums", "update", "update_image_kernel", SCAN | {"LOGITS": True},
-     {"prediction": "*fp32", "sums": "*i64"}, 8),
-    ("bf16 logits", "update", "scan_link_kernel", SCAN | {"LOGITS": True}, {"prediction": "*bf16"}, 8),
-    ("soft, wide sums", "update", "update_image_kernel", SCAN | {"LOGITS": True, "SOFT": True},
-     {"prediction": "*fp32", "initial": "*fp32", "sums": "*i64"}, 8),
-    ("soft", "update", "scan_link_kernel", SCAN | {"LOGITS": True, "SOFT": True},
-     {"prediction": "*fp32", "initial": "*fp32"}, 8),
-    ("", "blocks", "link_border_kernel", TILE, {}, 8),
-    ("wide sums", "update", "sum_kernel", TILE, {"sums": "*i64"}, 8),
-    ("wide sums", "update", "decide_kernel", {"HAS_SIZES": True, **TILE}, {"sums": "*i64"}, 8),
-    ("", "components", "scan_kernel", {"HAS_SIZES": True, **TILE}, {}, 8),
-    ("", "components", "first_kernel", TILE, {}, 8),
+    ("bool", "stream", "stream_kernel", STREAM, WORDS, 8),
+    ("bool, judged", "stream", "stream_kernel", STREAM | JUDGED, WORDS, 8),
+    ("bool, any width", "stream", "stream_kernel", STREAM | BYTES, {}, 8),
+    ("bf16 logits", "stream", "stream_kernel", LOGITS, WORDS | {"prediction": "*bf16"}, 8),
+    ("logits, judged", "stream", "stream_kernel", LOGITS | JUDGED, WORDS | FLOATS, 8),
+    ("logits, judged, any width", "stream", "stream_kernel", LOGITS | JUDGED | BYTES, FLOATS, 8),
+    ("soft", "stream", "stream_kernel", LOGITS | SOFT, WORDS | FLOATS | {"initial": "*fp32"}, 8),
+    ("soft, any width", "stream", "stream_kernel", LOGITS | SOFT | BYTES, FLOATS | {"initial": "*fp32"}, 8),
+    ("", "counts", "pair_kernel", {"HAS_SIZES": True, **CHUNK}, WORDS, 8),
+    ("any width", "counts", "pair_kernel", {"HAS_SIZES": True, **CHUNK, **BYTES}, {}, 8),
+    ("", "update", "restore_kernel", CHUNK, WORDS, 8),
+    ("any width", "update", "restore_kernel", CHUNK | BYTES, {}, 8),
+    ("", "tiles", "link_kernel", PLANE | {"FIRST": False}, {}, 8),
+    ("pair, wide sums", "tiles", "link_kernel", PAIR | {"FIRST": True}, {"sums": "*i64"}, 8),
+    ("pair", "tiles", "border_kernel", PAIR, {}, 8),
+    ("wide sums", "tiles", "sum_kernel", PLANE | {"FIRST": False, "ROOTS": False}, {"sums": "*i64"}, 8),
+    ("pair", "tiles", "sum_kernel", PAIR | {"FIRST": True, "ROOTS": True}, {}, 8),
+    ("wide sums", "update", "decide_kernel", {"HAS_SIZES": True, "KEPT": 1, **TILE}, {"sums": "*i64"}, 8),
     ("", "components", "rank_kernel", {"COLUMNS": 7, "CHUNK": components.CHUNK}, {}, 8),
-    ("", "components", "moments_kernel", {"LABELS": True, "COLUMNS": 7, **TILE}, {}, 8),
-    ("", "components", "match_kernel", {"LANES": components.MATCH_LANES}, {"out": "*i64"}, 4),
+    ("", "components", "moments_kernel", {"COLUMNS": 7, **TILE}, {}, 8),
+    ("", "counts", "match_kernel", {"HAS_SIZES": True, "LANES": counts.MATCH_LANES}, {"out": "*i64"}, 4),
     ("bytes", "pmg", "pmg_kernel", PMG, {}, 2),
     ("floats, given boxes", "pmg", "pmg_kernel", PMG | {"SEARCH": False}, {"image": "*fp32"}, 2),
 )  # fmt: skip
@@ -76,11 +93,9 @@ def compile_kernel(number: int, target: str) -> dict:
     names = kernel.arg_names
     types = TYPES | changed | dict.fromkeys(constants, "constexpr")
     signature = {argument: types.get(argument, "i32") for argument in names}
-    # What the launcher finds out by itself for 512 x 512: pointers and the width are multiples of 16.
+    # What the launcher finds out by itself: pointers are multiples of 16.
     aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, argument in enumerate(names)
-        if signature[argument].startswith("*") or argument == "width"
+        (i,): [["tt.divisibility", 16]] for i, argument in enumerate(names) if signature[argument].startswith("*")
     }
     source = ASTSource(
         fn=kernel,
@@ -89,6 +104,8 @@ def compile_kernel(number: int, target: str) -> dict:
         attrs=aligned,
     )
     options = blocks.launch_options(warps, TARGETS[target][0])
+    if constants.get("CHUNK_W") == CHUNK["CHUNK_W"] and "maxnreg" in options:
+        options["maxnreg"] = stream.REGISTERS
     options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel") and not constants.get("SOFT")
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}

@@ -1,17 +1,8 @@
-"""Union-find over 2 x 2 pixel blocks: the device functions that update.py and components.py share.
+"""Union-find over 2 x 2 pixel blocks, and what all kernels share on the host.
 
 All foreground pixels of a 2 x 2 block touch one another, so under 8-connectivity a block belongs to one
 component at most and one int32 parent a block is enough: a quarter of the entries that pixels would need.
-A plane of bytes carries the foreground as bit 1 (value 2); bit 0 belongs to the caller. Parents, and whatever
-a caller accumulates, are read and written only at blocks that hold foreground: nothing is cleared beforehand.
-
-Phases, for whoever calls. Scan and link of a tile may share a launch, since they look at nothing beyond the tile;
-between the others every program must have finished (a launch boundary, or a barrier where one program has the image).
-
-    scan_tile      reads mask, initial            writes every pixel of its tile of the plane, once
-    link_tile      reads its tile of the plane    writes the parents of its own blocks, then unions inside the tile
-    link_border    reads the plane around a tile  unions with the tiles to the left and above
-    find           reads parents                  the caller stores the root as the block's own parent
+A plane of bytes carries the foreground in the bits ``BITS``; the others belong to the caller.
 
 Why races do no harm. ``parents[i] <= i`` always, a value ever stored there is an ancestor of i, and links only
 ever go to a smaller index. A stale read therefore gives an older ancestor, never a wrong one. A union trusts
@@ -27,21 +18,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 8 pixels a thread while scanning, then 2 blocks a thread
+TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 2 blocks a thread
 NUM_WARPS = 8
-WORKSPACE_BYTES = 256 * 2**20
 MAX_REGISTERS = 128  # a thread, on CUDA
-LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
+MAX_PIXELS = 2**31 - 65536  # of an image: int32 offsets, with room for the lanes of a last chunk that are masked
+FAR = tl.constexpr(2147483647)  # beyond every pixel, block, rank and coordinate: the neutral element of minima
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # kernels run on CPU tensors, in Triton's interpreter
 
 
 @triton.jit
-def foreground(plane, y, x, height, width, where):
-    # Outside the image a pixel is background, so neighbours need no special case at the border.
-    inside = where & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return (tl.load(plane + y * width + x, mask=inside, other=0) & 2) != 0
+def foreground(plane, y, x, rows, columns, width, where, BITS: tl.constexpr):
+    # Outside the valid area a pixel is background, so neighbours need no special case at the border.
+    inside = where & (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    return (tl.load(plane + y * width + x, mask=inside, other=0) & BITS) != 0
 
 
 @triton.jit
@@ -54,20 +46,21 @@ def block_lanes(tile, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
 
 
 @triton.jit
-def block_pixels(plane, by, bx, height, width):
+def block_pixels(plane, by, bx, rows, columns, width, BITS: tl.constexpr):
     """The four foreground flags of each block: top left, top right, bottom left, bottom right."""
     everywhere = by >= 0
-    p00 = foreground(plane, 2 * by, 2 * bx, height, width, everywhere)
-    p01 = foreground(plane, 2 * by, 2 * bx + 1, height, width, everywhere)
-    p10 = foreground(plane, 2 * by + 1, 2 * bx, height, width, everywhere)
-    p11 = foreground(plane, 2 * by + 1, 2 * bx + 1, height, width, everywhere)
+    p00 = foreground(plane, 2 * by, 2 * bx, rows, columns, width, everywhere, BITS)
+    p01 = foreground(plane, 2 * by, 2 * bx + 1, rows, columns, width, everywhere, BITS)
+    p10 = foreground(plane, 2 * by + 1, 2 * bx, rows, columns, width, everywhere, BITS)
+    p11 = foreground(plane, 2 * by + 1, 2 * bx + 1, rows, columns, width, everywhere, BITS)
     return p00, p01, p10, p11
 
 
 @triton.jit
 def block_edges(
-    plane, by, bx, p00, p01, p10, height, width, BORDER: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
-):
+    plane, by, bx, p00, p01, p10, rows, columns, width,
+    BORDER: tl.constexpr, BITS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
     """Which of the blocks NW, N, NE and W each block is connected to: across the tile's border, or inside it."""
     # The other four directions are those of the neighbours: every edge is looked at once, from its later block.
     y, x = 2 * by, 2 * bx
@@ -79,10 +72,12 @@ def block_edges(
         in_nw, in_n, in_ne, in_w = in_nw & (top | left), in_n & top, in_ne & (top | right), in_w & left
     else:
         in_nw, in_n, in_ne, in_w = in_nw & ~(top | left), in_n & ~top, in_ne & ~(top | right), in_w & ~left
-    nw = foreground(plane, y - 1, x - 1, height, width, in_nw)
-    n = foreground(plane, y - 1, x, height, width, in_n) | foreground(plane, y - 1, x + 1, height, width, in_n)
-    ne = foreground(plane, y - 1, x + 2, height, width, in_ne)
-    w = foreground(plane, y, x - 1, height, width, in_w) | foreground(plane, y + 1, x - 1, height, width, in_w)
+    nw = foreground(plane, y - 1, x - 1, rows, columns, width, in_nw, BITS)
+    n = foreground(plane, y - 1, x, rows, columns, width, in_n, BITS)
+    n = n | foreground(plane, y - 1, x + 1, rows, columns, width, in_n, BITS)
+    ne = foreground(plane, y - 1, x + 2, rows, columns, width, in_ne, BITS)
+    w = foreground(plane, y, x - 1, rows, columns, width, in_w, BITS)
+    w = w | foreground(plane, y + 1, x - 1, rows, columns, width, in_w, BITS)
     return nw, n, ne, w
 
 
@@ -130,11 +125,8 @@ def find(parents, block, some):
 
 
 @triton.jit
-def link_tile(plane, parents, by, bx, p00, p01, p10, some, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Set up the blocks of one tile and join those that are connected inside it; tiles do not depend on each other."""
-    blocks_x = (width + 1) // 2
-    block = by * blocks_x + bx
-    nw, n, ne, w = block_edges(plane, by, bx, p00, p01, p10, height, width, False, TILE_H, TILE_W)
+def link_tile(parents, block, some, nw, n, ne, w, blocks_x):
+    """Join the blocks of one tile that are connected inside it; tiles do not depend on each other."""
     # The first edge is taken without an atomic: each block writes only its own parent. The later line wins, so the
     # edge taken is the first there is of nw, n, ne, w.
     parent = tl.where(w, block - 1, block)
@@ -154,17 +146,6 @@ def link_tile(plane, parents, by, bx, p00, p01, p10, some, height, width, TILE_H
     tl.debug_barrier()
     # What is left are the edges after the first: never nw (all False, in the shape wanted), n only beside nw, ...
     union_edges(parents, parent, block, nw & ~nw, n & nw, ne & (nw | n), w & (nw | n | ne), blocks_x)
-
-
-@triton.jit
-def link_border(plane, parents, tile, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Join the blocks of one tile with those of its neighbours; every tile has been linked inside before."""
-    blocks_x = (width + 1) // 2
-    by, bx = block_lanes(tile, tl.cdiv(width, TILE_W), TILE_H, TILE_W)
-    p00, p01, p10, _p11 = block_pixels(plane, by, bx, height, width)
-    nw, n, ne, w = block_edges(plane, by, bx, p00, p01, p10, height, width, True, TILE_H, TILE_W)
-    block = by * blocks_x + bx
-    union_edges(parents, block, block, nw, n, ne, w, blocks_x)
 
 
 @triton.jit
@@ -193,50 +174,6 @@ def valid_size(sizes, image, height, width, HAS_SIZES: tl.constexpr):
     return rows, columns
 
 
-@triton.jit
-def scan_tile(
-    mask, initial, out, tile, rows, columns, height, width, threshold, weight, rest,
-    HAS_INITIAL: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-):  # fmt: skip
-    """Write initial + 2 * foreground to the output; returns 1 where the tile holds foreground, else 0.
-
-    SOFT: both are probabilities, and where the initial one is not 0 its weighted sum with the other takes its place;
-    foreground there has bit 2 as well, which tells the end to keep out.
-    """
-    tiles_x = tl.cdiv(width, TILE_W)
-    y = (tile // tiles_x) * TILE_H + tl.arange(0, TILE_H)[:, None]
-    x = (tile % tiles_x) * TILE_W + tl.arange(0, TILE_W)[None, :]
-    inside = (y < height) & (x < width)
-    at = y * width + x
-    value = tl.load(mask + at, mask=inside, other=0)  # [TILE_H, TILE_W]
-    is_set = value.to(tl.float32) > threshold if LOGITS else value != 0
-    is_set = is_set & inside & (y < rows) & (x < columns)
-    bits = is_set.to(tl.uint8) * 2
-    # Initial masks count beyond the valid area too: the result is a superset of them.
-    if SOFT:
-        first = tl.load(initial + at, mask=inside, other=0)
-        second = tl.minimum(tl.maximum(tl.where(value == value, value, 0.0), -LARGEST), LARGEST)  # as nan_to_num
-        in_box = first > 0
-        bits = bits | (in_box & (weight * first + rest * second >= 0.5)).to(tl.uint8)
-        bits = bits | (in_box & is_set).to(tl.uint8) * 4
-    elif HAS_INITIAL:
-        bits = bits | (tl.load(initial + at, mask=inside, other=0) != 0).to(tl.uint8)
-    tl.store(out + at, bits, mask=inside)
-    return all_max(is_set.to(tl.int32))
-
-
-# do_not_specialize: one binary for all heights. The width stays specialised: whether 16 divides it decides how wide the
-# loads of a row can be.
-@triton.jit(do_not_specialize=["height"])
-def link_border_kernel(plane, parents, filled, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    # An image has less than 2**31 pixels (check_plane), a batch may have more: int64 across images, int32 inside one.
-    image = (tl.program_id(0) // tiles_n).to(tl.int64)
-    if tl.load(filled + tl.program_id(0)) > 0:
-        parents += image * (((height + 1) // 2) * ((width + 1) // 2))
-        link_border(plane + image * height * width, parents, tl.program_id(0) % tiles_n, height, width, TILE_H, TILE_W)
-
-
 def launch_options(num_warps: int, backend: str = "") -> dict[str, int]:
     """Compiler options of every launch; ``backend`` "cuda" or "hip", "" for what this torch is built for.
 
@@ -249,6 +186,25 @@ def launch_options(num_warps: int, backend: str = "") -> dict[str, int]:
     """
     hip = backend == "hip" or (not backend and torch.version.hip is not None)
     return {"num_warps": num_warps, "num_stages": 1} | ({} if hip else {"maxnreg": MAX_REGISTERS})
+
+
+def tile_options(backend: str = "") -> dict[str, int]:
+    """Tile and compiler options of the kernels that give each lane its own blocks.
+
+    Raises:
+        ValueError: there are more lanes than blocks. Warps would then share blocks, and leave a loop that holds
+            barriers each for itself.
+
+    Example:
+        >>> from hmg_gpu.kernels.blocks import tile_options
+        >>> tile_options("hip")
+        {'TILE_H': 16, 'TILE_W': 128, 'num_warps': 8, 'num_stages': 1}
+    """
+    options = launch_options(NUM_WARPS, backend)
+    lanes = NUM_WARPS * (32 if "maxnreg" in options else 64)
+    if lanes > TILE_H * TILE_W // 4:
+        raise ValueError(f"a tile of {TILE_H} x {TILE_W} pixels: fewer blocks than {lanes} lanes; take fewer warps")
+    return {"TILE_H": TILE_H, "TILE_W": TILE_W, **options}
 
 
 def block_count(height: int, width: int) -> int:
@@ -273,16 +229,30 @@ def tile_count(height: int, width: int) -> int:
     return triton.cdiv(height, TILE_H) * triton.cdiv(width, TILE_W)
 
 
+def may_launch(*tensors: Tensor | None) -> bool:
+    """Whether a launcher may be called as it is: eager, on plain tensors that the kernels can run on.
+
+    A custom op costs the host more than twice as much as its launcher, and only tracing and modes need it.
+    """
+    first = tensors[0]
+    return (
+        (first.device.type == "cuda" or (INTERPRETED and first.device.type == "cpu"))
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+        and all(tensor is None or type(tensor) is Tensor for tensor in tensors)
+    )
+
+
 def check_plane(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse what the kernels cannot address: wrong dtype, wrong rank, 2**31 pixels or more in one image."""
+    """Refuse what the kernels cannot address: wrong dtype, wrong rank, an image of more than MAX_PIXELS."""
     if tensor.dtype not in dtypes:
         allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         cure = "threshold logits with `logits > 0` first" if torch.bool in dtypes else "convert with .float()"
         raise TypeError(f"{name}: expected {allowed}, got {tensor.dtype}; {cure}")
     if tensor.ndim != 3:
         raise ValueError(f"{name}: expected [B, H, W], got {list(tensor.shape)}; drop the channel axis with squeeze(1)")
-    if tensor.shape[1] * tensor.shape[2] >= 2**31:
-        raise ValueError(f"{name}: an image of 2**31 pixels or more, {list(tensor.shape)}; cut it into parts")
+    if tensor.shape[1] * tensor.shape[2] > MAX_PIXELS:
+        raise ValueError(f"{name}: an image of more than {MAX_PIXELS} pixels, {list(tensor.shape)}; cut it into parts")
 
 
 def check_points(points: Tensor, device: torch.device) -> None:

@@ -163,7 +163,7 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
     tl.store(mask + y * width + x, tl.full((), 1, tl.uint8), mask=~finite)
 
 
-@triton.jit(do_not_specialize=["images", "height", "extent", "half_width", "alpha_bits"])
+@triton.jit(do_not_specialize=["images", "height", "width", "extent", "half_width", "alpha_bits"])
 def pmg_kernel(
     image, points, sizes, boxes, mask, images, height, width, extent, half_width, alpha_bits,
     SEARCH: tl.constexpr, PAINT: tl.constexpr, HAS_SIZES: tl.constexpr,

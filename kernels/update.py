@@ -8,244 +8,104 @@ bit 1 = prediction until the decision is made, so later phases never read the pr
 only the tiles that hold foreground. Soft fusion decides bit 0 in that one pass too; bit 2 marks a prediction
 inside a box, which FAF may not touch.
 
-Phases; the union-find, and why its races do no harm, is in blocks.py:
+Launches, in order; their number follows from the shape alone. The union-find, and why its races do no harm, is in
+blocks.py.
 
-    scan      reads prediction, initial            writes out, and which tiles hold foreground; the others are final
-    link      reads out inside the tile            writes parents inside the tile, areas and sums as 0
-    border    reads out around the tile            unions across the tiles' borders
-    sum       reads out, parents                   writes each block's root as its parent, adds to the root's area, sums
-    decide    reads parents, areas, sums, points   writes out as the final mask
-
-    image design   one launch; each program owns one image at a time, programs = min(B, workspace / image);
-                   a barrier between the phases
-    tile design    four launches over tiles x images: scan + link, border, sum, decide
+    stream_kernel    reads prediction, initial     writes out; lists the tiles with foreground, the others are final
+    link_kernel      reads out inside each tile    writes parents inside the tile, areas and sums as 0
+    border_kernel    reads out around each tile    unions across the tiles' borders
+    sum_kernel       reads out, parents            writes each block's root as its parent, adds to the root's area, sums
+    decide_kernel    reads parents, areas, sums, points   writes out as the final mask
+    restore_kernel   reads which images the guard refused  writes their masks as they were (:func:`correct` alone)
 
 Deciding needs a pass of its own: a component is judged by its whole area and centroid, which are complete only when
-every tile that it touches has added its part.
-
-Why races do no harm: area and sums are whole numbers, so the atomic additions give the same bits in any order and the
-decision is the same on every run; nobody reads them before the next phase. In each phase one lane of one tile at most
-writes a pixel of out, and decide, which overwrites it, looks at no pixel of another tile.
+every tile that it touches has added its part. One lane of one tile at most writes a pixel of out, and decide, which
+overwrites it, looks at no pixel of another tile.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hmg_gpu.kernels import blocks
-from hmg_gpu.kernels.blocks import (
-    NUM_WARPS,
-    TILE_H,
-    TILE_W,
-    WORKSPACE_BYTES,
-    all_max,
-    all_min,
-    all_sum,
-    block_lanes,
-    block_pixels,
-    find,
-    link_border,
-    link_border_kernel,
-    link_tile,
-    scan_tile,
-    valid_size,
+from hmg_gpu.common.tensors import valid_area
+from hmg_gpu.kernels import blocks, stream, tiles
+from hmg_gpu.kernels.blocks import block_lanes, block_pixels
+from hmg_gpu.kernels.stream import (
+    as_bits,
+    chunk_place,
+    chunk_words,
+    load_words,
+    row_length,
+    store_words,
+    stream_kernel,
 )
+from hmg_gpu.kernels.tiles import listed_tile
 from hmg_gpu.plain.components import connected_components
 from hmg_gpu.plain.update import fuse, near_a_point
 
-# Up to this many images the tile design runs (if its workspace fits): below one image a multiprocessor the
-# image design leaves the device idle.
-SMALL_BATCH = 128
-MAX_PROGRAMS = 1024
-
 
 @triton.jit
-def start_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    by, bx = block_lanes(tile, tl.cdiv(width, TILE_W), TILE_H, TILE_W)
-    p00, p01, p10, p11 = block_pixels(out, by, bx, height, width)
-    some = p00 | p01 | p10 | p11
-    block = by * ((width + 1) // 2) + bx
-    # At every block, though only roots will be added to: which of them stay roots is not known before the borders.
-    zero = tl.zeros_like(block)
-    tl.store(areas + block, zero, mask=some)
-    tl.store(sums + block, zero.to(sums.dtype.element_ty), mask=some)
-    tl.store(sums + blocks_n + block, zero.to(sums.dtype.element_ty), mask=some)
-    link_tile(out, parents, by, bx, p00, p01, p10, some, height, width, TILE_H, TILE_W)
-
-
-@triton.jit
-def sum_tile(out, parents, areas, sums, blocks_n, tile, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Add area, sum of y and sum of x of a tile's foreground to its roots; leave each block's parent at its root."""
-    by, bx = block_lanes(tile, tl.cdiv(width, TILE_W), TILE_H, TILE_W)
-    p00, p01, p10, p11 = block_pixels(out, by, bx, height, width)
-    some = p00 | p01 | p10 | p11
-    block = by * ((width + 1) // 2) + bx
-    root = find(parents, block, some)
-    tl.store(parents + block, root, mask=some)
-    wide = sums.dtype.element_ty  # int32 where an image's sums are proved to fit, see sum_dtype
-    bottom = p10.to(tl.int32) + p11.to(tl.int32)
-    right = p01.to(tl.int32) + p11.to(tl.int32)
-    area = bottom + p00.to(tl.int32) + p01.to(tl.int32)
-    sum_y = (2 * by).to(wide) * area.to(wide) + bottom.to(wide)
-    sum_x = (2 * bx).to(wide) * area.to(wide) + right.to(wide)
-    lowest = all_min(tl.where(some, root, 2147483647))
-    if lowest == all_max(tl.where(some, root, -1)):  # one component in the tile: one atomic each, not one a block
-        tl.atomic_add(areas + lowest, all_sum(area), sem="relaxed")
-        tl.atomic_add(sums + lowest, all_sum(sum_y), sem="relaxed")
-        tl.atomic_add(sums + blocks_n + lowest, all_sum(sum_x), sem="relaxed")
-    else:
-        tl.atomic_add(areas + root, area, mask=some, sem="relaxed")
-        tl.atomic_add(sums + root, sum_y, mask=some, sem="relaxed")
-        tl.atomic_add(sums + blocks_n + root, sum_x, mask=some, sem="relaxed")
-
-
-@triton.jit
-def write_pixel(out, y, x, width, keep, where):
+def write_pixel(out, y, x, width, keep, where, KEPT: tl.constexpr):
     # Bit 2 (soft fusion, inside a box): bit 0 is decided already and FAF's word does not count.
     at = out + y * width + x
     old = tl.load(at, mask=where, other=0)
-    tl.store(at, (old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)
+    tl.store(at, (old & KEPT) | (keep & ((old & 4) == 0)).to(tl.uint8), mask=where)
 
 
-@triton.jit
-def decide_tile(
-    out, parents, areas, sums, blocks_n, points, offsets, image, radius, tile, rows, columns, height, width,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+@triton.jit(do_not_specialize=["start", "height", "width", "radius"])
+def decide_kernel(
+    out, points, offsets, sizes, listed, listed_n, parents, areas, sums, start, height, width, radius,
+    HAS_SIZES: tl.constexpr, KEPT: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     """Keep a component when |sum_y - A*y| + |sum_x - A*x| <= radius * A for a point inside its image."""
-    by, bx = block_lanes(tile, tl.cdiv(width, TILE_W), TILE_H, TILE_W)
-    p00, p01, p10, p11 = block_pixels(out, by, bx, height, width)
-    some = p00 | p01 | p10 | p11
-    root = tl.load(parents + by * ((width + 1) // 2) + bx, mask=some, other=0)
-    area = tl.load(areas + root, mask=some, other=0).to(tl.int64)
-    sum_y = tl.load(sums + root, mask=some, other=0).to(tl.int64)
-    sum_x = tl.load(sums + blocks_n + root, mask=some, other=0).to(tl.int64)
-    # int64 from here on: areas times coordinates, and areas times the radius, pass 2**31.
-    reach = area * radius
-    keep = some & ~some
-    last = tl.load(offsets + image + 1)
-    row = tl.load(offsets + image)
-    # A loop over the image's points, all blocks at once: an image has few, and each is the same for every lane.
-    while row < last:
-        y = tl.load(points + 3 * row + 1)
-        x = tl.load(points + 3 * row + 2)
-        known = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-        keep = keep | (known & (tl.abs(sum_y - area * y) + tl.abs(sum_x - area * x) <= reach))
-        row += 1
-    write_pixel(out, 2 * by, 2 * bx, width, keep, p00)
-    write_pixel(out, 2 * by, 2 * bx + 1, width, keep, p01)
-    write_pixel(out, 2 * by + 1, 2 * bx, width, keep, p10)
-    write_pixel(out, 2 * by + 1, 2 * bx + 1, width, keep, p11)
-
-
-@triton.jit(do_not_specialize=["images", "height", "radius"])
-def update_image_kernel(
-    prediction, initial, out, points, offsets, sizes, parents, areas, sums, listed,
-    images, height, width, radius, threshold, weight, rest,
-    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-):  # fmt: skip
-    """One program an image at a time, over and over; workspace belongs to the program, not to the image."""
     blocks_n = ((height + 1) // 2) * ((width + 1) // 2)
-    tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    program = tl.program_id(0).to(tl.int64)
-    parents += program * blocks_n
-    areas += program * blocks_n
-    sums += program * 2 * blocks_n
-    listed += program * tiles_n
-    image = program
-    while image < images:
+    for i in range(tl.program_id(0), tl.load(listed_n), tl.num_programs(0)):
+        plane, image, slot, tile, rows, columns = listed_tile(
+            listed, i, out, out, sizes, start, height, width, HAS_SIZES, False, TILE_H, TILE_W
+        )
+        by, bx = block_lanes(tile, tl.cdiv(width, TILE_W), TILE_H, TILE_W)
+        p00, p01, p10, p11 = block_pixels(plane, by, bx, height, width, width, 2)
+        some = p00 | p01 | p10 | p11
+        root = tl.load(parents + slot * blocks_n + by * ((width + 1) // 2) + bx, mask=some, other=0)
+        # From the second-level cache: on AMD nothing else promises that this program sees what others have added.
+        own_sums = sums + slot * 2 * blocks_n + root
+        area = tl.load(areas + slot * blocks_n + root, mask=some, other=0, cache_modifier=".cg").to(tl.int64)
+        sum_y = tl.load(own_sums, mask=some, other=0, cache_modifier=".cg").to(tl.int64)
+        sum_x = tl.load(own_sums + blocks_n, mask=some, other=0, cache_modifier=".cg").to(tl.int64)
+        # int64 from here on: areas times coordinates, and areas times the radius, pass 2**31.
+        reach = area * radius
+        keep = some & ~some
+        # A loop over the image's points, all blocks at once: an image has few, and each is the same for every lane.
+        for row in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
+            y = tl.load(points + 3 * row + 1)
+            x = tl.load(points + 3 * row + 2)
+            known = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+            keep = keep | (known & (tl.abs(sum_y - area * y) + tl.abs(sum_x - area * x) <= reach))
+        write_pixel(plane, 2 * by, 2 * bx, width, keep, p00, KEPT)
+        write_pixel(plane, 2 * by, 2 * bx + 1, width, keep, p01, KEPT)
+        write_pixel(plane, 2 * by + 1, 2 * bx, width, keep, p10, KEPT)
+        write_pixel(plane, 2 * by + 1, 2 * bx + 1, width, keep, p11, KEPT)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def restore_kernel(
+    current, out, ignored, height, width,
+    PACKED: tl.constexpr, CHUNK_H: tl.constexpr, CHUNK_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
+    """Where an image's prediction is ignored, write its current mask."""
+    width = row_length(width, PACKED)
+    slot, top, left = chunk_place(height, width, CHUNK_H, CHUNK_W)
+    image = slot.to(tl.int64)
+    if tl.load(ignored + image) != 0:
         base = image * height * width
-        plane = out + base
-        rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
-        listed_n = 0
-        for tile in range(tiles_n):
-            some = scan_tile(
-                prediction + base, initial + base, plane, tile, rows, columns, height, width, threshold,
-                weight, rest, HAS_INITIAL, LOGITS, SOFT, TILE_H, TILE_W,
-            )  # fmt: skip
-            if some > 0:
-                tl.store(listed + listed_n, tile)
-                listed_n += 1
-        # Barriers order memory among the threads of this program, the only one that works on this image.
-        tl.debug_barrier()
-        for i in range(listed_n):
-            tile = tl.load(listed + i)
-            start_tile(plane, parents, areas, sums, blocks_n, tile, height, width, TILE_H, TILE_W)
-        tl.debug_barrier()
-        for i in range(listed_n):
-            link_border(plane, parents, tl.load(listed + i), height, width, TILE_H, TILE_W)
-        tl.debug_barrier()
-        for i in range(listed_n):
-            tile = tl.load(listed + i)
-            sum_tile(plane, parents, areas, sums, blocks_n, tile, height, width, TILE_H, TILE_W)
-        tl.debug_barrier()
-        for i in range(listed_n):
-            tile = tl.load(listed + i)
-            decide_tile(
-                plane, parents, areas, sums, blocks_n, points, offsets, image, radius, tile, rows, columns,
-                height, width, TILE_H, TILE_W,
-            )  # fmt: skip
-            # A block's four pixels belong to one lane, so no lane writes what another still reads.
-        tl.debug_barrier()  # the next image uses the same workspace
-        image += tl.num_programs(0)
-
-
-@triton.jit(do_not_specialize=["height"])
-def scan_link_kernel(
-    prediction, initial, out, sizes, parents, areas, sums, filled, height, width, threshold, weight, rest,
-    HAS_INITIAL: tl.constexpr, HAS_SIZES: tl.constexpr, LOGITS: tl.constexpr, SOFT: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-):  # fmt: skip
-    blocks_n = ((height + 1) // 2) * ((width + 1) // 2)
-    tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    image = (tl.program_id(0) // tiles_n).to(tl.int64)
-    tile = tl.program_id(0) % tiles_n
-    base = image * height * width
-    rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
-    some = scan_tile(
-        prediction + base, initial + base, out + base, tile, rows, columns, height, width, threshold,
-        weight, rest, HAS_INITIAL, LOGITS, SOFT, TILE_H, TILE_W,
-    )  # fmt: skip
-    tl.store(filled + tl.program_id(0), some)
-    if some > 0:
-        tl.debug_barrier()  # blocks are laid out over the lanes otherwise than the pixels that were just written
-        start_tile(
-            out + base, parents + image * blocks_n, areas + image * blocks_n, sums + image * 2 * blocks_n, blocks_n,
-            tile, height, width, TILE_H, TILE_W,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["height"])
-def sum_kernel(out, parents, areas, sums, filled, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    blocks_n = ((height + 1) // 2) * ((width + 1) // 2)
-    tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    image = (tl.program_id(0) // tiles_n).to(tl.int64)
-    if tl.load(filled + tl.program_id(0)) > 0:
-        sum_tile(
-            out + image * height * width, parents + image * blocks_n, areas + image * blocks_n,
-            sums + image * 2 * blocks_n, blocks_n, tl.program_id(0) % tiles_n, height, width, TILE_H, TILE_W,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["height", "radius"])
-def decide_kernel(
-    out, points, offsets, sizes, parents, areas, sums, filled, height, width, radius,
-    HAS_SIZES: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-):  # fmt: skip
-    blocks_n = ((height + 1) // 2) * ((width + 1) // 2)
-    tiles_n = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    image = (tl.program_id(0) // tiles_n).to(tl.int64)
-    if tl.load(filled + tl.program_id(0)) > 0:
-        rows, columns = valid_size(sizes, image, height, width, HAS_SIZES)
-        decide_tile(
-            out + image * height * width, parents + image * blocks_n, areas + image * blocks_n,
-            sums + image * 2 * blocks_n, blocks_n, points, offsets, image, radius, tl.program_id(0) % tiles_n,
-            rows, columns, height, width, TILE_H, TILE_W,
-        )  # fmt: skip
+        y, w = chunk_words(top, left, CHUNK_H, CHUNK_W)
+        words = load_words(current, base, y, w, height, width, PACKED)
+        store_words(out, base, y, w, as_bits(words), height, width, PACKED)
 
 
 def group_points(points: Tensor, images: int) -> tuple[Tensor, Tensor]:
@@ -271,100 +131,64 @@ def group_points(points: Tensor, images: int) -> tuple[Tensor, Tensor]:
     return points[order].contiguous(), torch.searchsorted(image, numbers)
 
 
-def sum_dtype(height: int, width: int) -> torch.dtype:
-    """int32 where the coordinate sum of a whole image is proved to fit, else int64.
+class Judged(NamedTuple):
+    """What :func:`correct` wants to know about the values: whether they lie in low..high, and int32 [B, TOTALS]."""
 
-    Example:
-        >>> from hmg_gpu.kernels.update import sum_dtype
-        >>> sum_dtype(512, 512), sum_dtype(4096, 4096)
-        (torch.int32, torch.int64)
-    """
-    return torch.int32 if height * width * (max(height, width) - 1) // 2 < 2**31 else torch.int64
-
-
-def image_bytes(height: int, width: int) -> int:
-    """Workspace of one image: parent, area and two sums a block, and the list of its tiles.
-
-    Example:
-        >>> from hmg_gpu.kernels.update import image_bytes
-        >>> image_bytes(512, 512) / (512 * 512)  # bytes a pixel
-        4.001953125
-    """
-    item = sum_dtype(height, width).itemsize
-    return blocks.block_count(height, width) * (8 + 2 * item) + 4 * blocks.tile_count(height, width)
-
-
-def choose_design(images: int, height: int, width: int) -> str:
-    """ "tiles" for small batches whose workspace fits, else "images"; by shape alone.
-
-    Example:
-        >>> from hmg_gpu.kernels.update import choose_design
-        >>> choose_design(16, 512, 512), choose_design(4096, 512, 512)
-        ('tiles', 'images')
-    """
-    fits = images * image_bytes(height, width) <= WORKSPACE_BYTES
-    return "tiles" if images <= SMALL_BATCH and fits else "images"
+    low: float
+    high: float
+    totals: Tensor
 
 
 def launch(
     prediction: Tensor, initial: Tensor | None, points: Tensor, offsets: Tensor, sizes: Tensor | None,
-    radius: int, threshold: float, design: str | None = None, weight: float | None = None,
+    radius: int, threshold: float, weight: float | None = None, judged: Judged | None = None,
 ) -> Tensor:  # fmt: skip
     """Run the kernels; must equal ``hmg_gpu.masks.update.update``. Arguments as :func:`update`, already checked.
 
-    With ``weight`` as :func:`soft_update`: ``prediction`` and ``initial`` are float32 probabilities.
+    With ``weight`` as :func:`soft_update`: ``prediction`` and ``initial`` are float32 probabilities. With ``judged`` as
+    :func:`correct`: the result is uint8, with the prediction kept in bit 1.
 
-    Workspace: at most 256 MiB (4096 x 512 x 512: 255 programs of 1 MiB) unless one image alone needs more
-    (4 bytes a pixel up to 1 625 x 1 625, 6 beyond).
+    Workspace: 4 bytes a pixel up to images of 1 625 x 1 625, 6 beyond, for as many images at a time as a GiB holds;
+    each group of images takes four launches and one.
     """
     images, height, width = prediction.shape
-    out = torch.empty(prediction.shape, dtype=torch.uint8, device=prediction.device)  # [B, H, W]
+    device = prediction.device
+    out = torch.empty(prediction.shape, dtype=torch.uint8, device=device)  # [B, H, W]
     if prediction.numel() == 0:
-        return out.view(torch.bool)
-    logits = prediction.dtype.is_floating_point
+        return out if judged else out.view(torch.bool)
+    logits, soft = prediction.dtype.is_floating_point, weight is not None
     if logits:  # compare as torch does: the threshold in the prediction's own precision
         threshold = float(torch.tensor(threshold, dtype=torch.float64).to(prediction.dtype))
     prediction = prediction.contiguous() if logits else prediction.contiguous().view(torch.uint8)
-    soft = weight is not None
-    # Where there is no initial mask or no sizes any tensor serves: none is read.
+    # Where there is no initial mask, no sizes or nothing to judge any tensor serves: none is read.
     start = out if initial is None else initial.contiguous() if soft else initial.contiguous().view(torch.uint8)
     limits = offsets if sizes is None else sizes.contiguous()
     points, offsets = points.contiguous(), offsets.contiguous()
 
-    design = design or choose_design(images, height, width)
-    blocks_n, tiles_n = (blocks.block_count(height, width), blocks.tile_count(height, width))
-    slots = images
-    if design == "images":
-        slots = max(1, min(images, WORKSPACE_BYTES // image_bytes(height, width), MAX_PROGRAMS))
-    space = {"device": prediction.device}
-    parents = torch.empty(slots * blocks_n, dtype=torch.int32, **space)
-    areas = torch.empty(slots * blocks_n, dtype=torch.int32, **space)
-    sums = torch.empty(slots * 2 * blocks_n, dtype=sum_dtype(height, width), **space)
-    listed = torch.empty(slots * tiles_n, dtype=torch.int32, **space)
+    packed, (values, first_bits, words) = stream.as_words(prediction, start, out)
+    chunk = stream.chunk_options(width, packed, by_pixel=logits or not packed)
+    chunks_n = stream.chunk_count(height, width, chunk)
+    group = tiles.group_size(images, height, width)
+    space = tiles.make_space(group, height, width, device)
+    counters = tiles.make_counters(triton.cdiv(images, group), 0, device)
     flags = {"HAS_INITIAL": initial is not None, "HAS_SIZES": sizes is not None, "LOGITS": logits, "SOFT": soft}
     if soft:
         flags["enable_fp_fusion"] = False  # a fused multiply and add would round differently from the torch path
     parts = (weight, 1 - weight) if soft else (0.0, 0.0)
-    tile = {"TILE_H": TILE_H, "TILE_W": TILE_W, **blocks.launch_options(NUM_WARPS)}
+    low, high, totals = (judged.low, judged.high, judged.totals) if judged else (0.0, 0.0, counters)
     with torch.cuda.device_of(prediction):
-        if design == "images":
-            update_image_kernel[(slots,)](
-                prediction, start, out, points, offsets, limits, parents, areas, sums, listed,
-                images, height, width, radius, threshold, *parts, **flags, **tile,
+        for number, first in enumerate(range(0, images, group)):
+            count, listed_n = min(group, images - first), counters[number]
+            stream_kernel[(count * chunks_n,)](
+                values, first_bits, words, limits, space.listed, listed_n, totals,
+                first, height, width, threshold, *parts, low, high, JUDGE=judged is not None, **flags, **chunk,
             )  # fmt: skip
-        else:
-            grid = (images * tiles_n,)
-            scan_link_kernel[grid](
-                prediction, start, out, limits, parents, areas, sums, listed, height, width, threshold, *parts,
-                **flags, **tile,
-            )  # fmt: skip
-            link_border_kernel[grid](out, parents, listed, height, width, **tile)
-            sum_kernel[grid](out, parents, areas, sums, listed, height, width, **tile)
+            grid, tile = tiles.label_tiles(out, None, None, space, listed_n, first, count)
             decide_kernel[grid](
-                out, points, offsets, limits, parents, areas, sums, listed, height, width, radius,
-                HAS_SIZES=sizes is not None, **tile,
+                out, points, offsets, limits, space.listed, listed_n, space.parents, space.areas, space.sums,
+                first, height, width, radius, HAS_SIZES=sizes is not None, KEPT=3 if judged else 1, **tile,
             )  # fmt: skip
-    return out.view(torch.bool)
+    return out if judged else out.view(torch.bool)
 
 
 def without_triton(
@@ -402,6 +226,83 @@ def _(prediction, initial, points, offsets, sizes, radius, threshold):
     return torch.empty(prediction.shape, dtype=torch.bool, device=prediction.device)
 
 
+def launch_correct(
+    values: Tensor, initial: Tensor, current: Tensor, points: Tensor, offsets: Tensor, sizes: Tensor,
+    radius: int, threshold: float, low: float, high: float, guard: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`correct` by the kernels."""
+    totals = torch.zeros((len(values), stream.TOTALS), dtype=torch.int32, device=values.device)
+    if values.dtype.is_floating_point:  # bounds in the values' own precision, as the threshold
+        low, high = torch.tensor((low, high), dtype=torch.float64).to(values.dtype).tolist()
+    judged = Judged(low, high, totals)
+    planes = launch(values, initial, points, offsets, sizes, radius, threshold, judged=judged)
+    ignored = too_much(totals, sizes, guard)
+    if guard is not None and values.numel():
+        height, width = values.shape[1:]
+        packed, (before, after) = stream.as_words(current.contiguous().view(torch.uint8), planes)
+        chunk = stream.chunk_options(width, packed, by_pixel=not packed)
+        with torch.cuda.device_of(values):
+            restore_kernel[(len(values) * stream.chunk_count(height, width, chunk),)](
+                before, after, ignored, height, width, **chunk
+            )
+    return planes, totals, ignored
+
+
+def too_much(totals: Tensor, sizes: Tensor, guard: float | None) -> Tensor:
+    """bool [B]: the images of which more than a share is foreground."""
+    foreground = totals[:, stream.FOREGROUND]
+    return foreground < 0 if guard is None else foreground > guard * sizes.prod(1)
+
+
+def correct_without_triton(
+    values: Tensor, initial: Tensor, current: Tensor, points: Tensor, offsets: Tensor, sizes: Tensor,
+    radius: int, threshold: float, low: float, high: float, guard: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The op on CPU tensors where Triton does not interpret."""
+    valid = valid_area(sizes, values)
+    prediction = valid & (values > threshold if values.is_floating_point() else values)
+    columns = [values.new_zeros(len(values), dtype=torch.int64)] * 3
+    if values.is_floating_point():
+        outside = ((values < low) | (values > high)) & valid
+        broken, positive = ~values.isfinite() & valid, (values > 0) & valid
+        columns = [broken.sum((1, 2)), outside.flatten(1).any(1), positive.flatten(1).any(1)]
+    totals = torch.stack([*(column.int() for column in columns), prediction.sum((1, 2)).int()], 1)
+    ignored = too_much(totals, sizes, guard)
+    hybrid = without_triton(prediction, initial, points, offsets, sizes, radius, 0.0)
+    planes = hybrid.byte() + 2 * prediction.byte()
+    return torch.where(ignored[:, None, None], current.byte(), planes), totals, ignored
+
+
+@torch.library.custom_op("hmg_gpu::correct", mutates_args=(), device_types="cuda")
+def _correct(
+    values: Tensor,
+    initial: Tensor,
+    current: Tensor,
+    points: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    radius: int,
+    threshold: float,
+    low: float,
+    high: float,
+    guard: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return launch_correct(values, initial, current, points, offsets, sizes, radius, threshold, low, high, guard)
+
+
+@_correct.register_kernel("cpu")
+def _(values, initial, current, points, offsets, sizes, radius, threshold, low, high, guard):
+    run = launch_correct if blocks.INTERPRETED else correct_without_triton
+    return run(values, initial, current, points, offsets, sizes, radius, threshold, low, high, guard)
+
+
+@_correct.register_fake
+def _(values, initial, current, points, offsets, sizes, radius, threshold, low, high, guard):
+    planes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    totals = values.new_empty((len(values), stream.TOTALS), dtype=torch.int32)
+    return planes, totals, values.new_empty(len(values), dtype=torch.bool)
+
+
 @torch.library.custom_op("hmg_gpu::soft_update", mutates_args=(), device_types="cuda")
 def _soft_update(
     probability: Tensor,
@@ -437,7 +338,7 @@ def update(
     """Filter a prediction by its points and unite it with the initial mask (HMG Sec. 3.2, FAF + MDR).
 
     Nothing here is differentiable: the function runs under ``torch.no_grad`` and its result carries no graph.
-    No host synchronisation, no shape that depends on data; 1 launch (image design) or 4 (tile design).
+    No host synchronisation, no shape that depends on data, a number of launches that the shape decides.
 
         keep component c:  |sum_y - A*y| + |sum_x - A*x| <= r*A  for some point (y, x) of its image
         hybrid = initial OR kept components
@@ -469,7 +370,8 @@ def update(
     """
     blocks.check_plane("prediction", prediction, (torch.bool, torch.float32, torch.float16, torch.bfloat16))
     points, offsets = _check(prediction, initial, torch.bool, points, radius, sizes, offsets)
-    return _update(prediction, initial, points, offsets, sizes, int(radius), float(threshold))
+    run = launch if blocks.may_launch(prediction, initial, points, offsets, sizes) else _update
+    return run(prediction, initial, points, offsets, sizes, int(radius), float(threshold))
 
 
 @torch.no_grad()
@@ -502,7 +404,51 @@ def soft_update(
     """
     blocks.check_plane("probability", probability, (torch.float32,))
     points, offsets = _check(probability, initial, torch.float32, points, radius, sizes, offsets)
-    return _soft_update(probability, initial, points, offsets, sizes, int(radius), float(threshold), float(weight))
+    run = launch if blocks.may_launch(probability, initial, points, offsets, sizes) else _soft_update
+    return run(probability, initial, points, offsets, sizes, int(radius), float(threshold), float(weight))
+
+
+@torch.no_grad()
+def correct(
+    values: Tensor, initial: Tensor, current: Tensor, points: Tensor, *, sizes: Tensor, offsets: Tensor | None = None,
+    radius: int = 30, threshold: float = 0.0, low: float = 0.0, high: float = 1.0, guard: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`update`, with what :class:`hmg_gpu.MaskUpdater` wants to know about the values and its guard.
+
+    Args:
+        values: as ``prediction`` of :func:`update`.
+        initial, current: bool [B, H, W]; ``current`` is the result of images whose prediction the guard refuses.
+        points, offsets, radius, threshold: as :func:`update`. sizes: int64 [B, 2].
+        low, high: bounds of the values.
+        guard: an image with more foreground than this share of its valid area is refused; None: none is.
+
+    Returns:
+        uint8 [B, H, W], bit 0 the hybrid masks, bit 1 the prediction (0 in refused images);
+        int32 [B, 4], of each image: pixels that are not finite, whether some value lies outside the bounds, whether
+        some is positive (these three are 0 for bool), pixels of foreground;
+        bool [B], the images that were refused.
+
+    Raises:
+        TypeError, ValueError: as :func:`update`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.update import correct
+        >>> masks = torch.zeros(2, 1, 5).bool()
+        >>> logits = torch.tensor([[[-1.0, 0.5, -1.0, -1.0, -1.0]], [[3.0, 3.0, 3.0, 3.0, torch.nan]]])
+        >>> sizes, points = torch.tensor([[1, 5], [1, 5]]), torch.tensor([[0, 0, 1], [1, 0, 1]])
+        >>> planes, totals, refused = correct(logits, masks, masks, points, sizes=sizes, guard=0.5)
+        >>> planes.flatten(1).tolist(), refused.tolist()
+        ([[0, 3, 0, 0, 0], [0, 0, 0, 0, 0]], [False, True])
+        >>> totals.tolist()
+        [[0, 1, 1, 1], [1, 1, 1, 4]]
+    """
+    blocks.check_plane("values", values, (torch.bool, torch.float32, torch.float16, torch.bfloat16))
+    points, offsets = _check(values, initial, torch.bool, points, radius, sizes, offsets)
+    run = launch_correct if blocks.may_launch(values, initial, current, points, offsets, sizes) else _correct
+    return run(
+        values, initial, current, points, offsets, sizes, int(radius), float(threshold), float(low), float(high), guard
+    )
 
 
 def _check(

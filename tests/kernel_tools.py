@@ -85,8 +85,8 @@ def poisoned_memory() -> Iterator[None]:
         torch.empty = plain
 
 
-def launches(monkeypatch, module, call) -> list[str]:
-    """Names of the kernels that ``call()`` launches from ``module``, without running them."""
+def launches(monkeypatch, modules, call) -> list[str]:
+    """Names of the kernels that ``call()`` launches from the modules, without running them."""
     names: list[str] = []
 
     class Stub:
@@ -97,7 +97,8 @@ def launches(monkeypatch, module, call) -> list[str]:
             return lambda *_args, **_kwargs: names.append(self.name)
 
     with monkeypatch.context() as patch:
-        for name in [n for n in vars(module) if n.endswith("_kernel")]:
-            patch.setattr(module, name, Stub(name))
+        for module in modules:
+            for name in [n for n in vars(module) if n.endswith("_kernel")]:
+                patch.setattr(module, name, Stub(name))
         call()
     return names

@@ -129,7 +129,7 @@ BUGS = (
     Bug("no MDR", "return initial | filtered", "return filtered", UPDATE),
     Bug(
         "initial mask united with the prediction, not the filtered one",
-        "retrieve_missed(initial, false_alarm_filter(prediction, points, radius=radius, sizes=sizes))",
+        "retrieve_missed(initial, filtered)",
         "retrieve_missed(initial, prediction)",
         UPDATE,
     ),
@@ -198,7 +198,7 @@ BUGS = (
     ),
     Bug(
         "kernel, MDR: initial mask forgotten where nothing is kept",
-        "(old & 1) | (keep & ((old & 4) == 0)).to(tl.uint8)",
+        "(old & KEPT) | (keep & ((old & 4) == 0)).to(tl.uint8)",
         "(keep & ((old & 4) == 0)).to(tl.uint8)",
         KERNELS_UPDATE,
     ),
@@ -240,8 +240,8 @@ BUGS = (
     ),
     Bug(
         "kernel, labels: the diagonal to the upper right does not join",
-        "foreground(plane, y - 1, x + 2, height, width, in_ne)",
-        "foreground(plane, y - 1, x + 2, height, width, in_ne) & False",
+        "foreground(plane, y - 1, x + 2, rows, columns, width, in_ne, BITS)",
+        "foreground(plane, y - 1, x + 2, rows, columns, width, in_ne, BITS) & False",
         KERNELS_COMPONENTS,
     ),
     Bug(

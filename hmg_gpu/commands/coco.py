@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from hmg_gpu.common.files import write_beside
-from hmg_gpu.plain.components import connected_components
+from hmg_gpu.masks.components import connected_components
 
 FORMS = ("rle", "polygons")
 

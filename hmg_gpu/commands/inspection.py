@@ -17,7 +17,7 @@ from hmg_gpu.data.folder import find_images, split_names
 from hmg_gpu.data.images import FORMATS, MASK_CODINGS, SUFFIXES, binarise, map_files, read_image
 from hmg_gpu.data.points.read import PointArrays, check_points, read_points
 from hmg_gpu.evaluation.size_classes import SIZE_CLASSES
-from hmg_gpu.plain.components import connected_components
+from hmg_gpu.masks.components import connected_components
 
 THUMBNAIL = 16  # side
 SUSPECT = 0.95  # correlation of thumbnails above which two images are compared pixel by pixel

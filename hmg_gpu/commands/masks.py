@@ -32,7 +32,7 @@ from hmg_gpu.data.prefetch import prefetch
 from hmg_gpu.evaluation.detector import predict_masks
 from hmg_gpu.evaluation.pictures import draw_sheet
 from hmg_gpu.masks import ByHand, Maker, Pmg
-from hmg_gpu.plain.components import connected_components
+from hmg_gpu.masks.components import connected_components
 
 SHEET = 8  # images on an overlay sheet
 TOTALS = ("images", "components", "foreground", "pixels")

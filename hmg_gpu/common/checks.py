@@ -48,14 +48,14 @@ def check_images(images: Tensor, name: str = "images") -> None:
     """Images are float32 or uint8 [B, H, W]."""
     if images.dtype not in (torch.float32, torch.uint8):
         raise TypeError(f"{name}: expected float32 (or uint8), got {images.dtype}; convert with .float()")
-    _check_batch(images, name)
+    check_batch(images, name)
 
 
 def check_mask(mask: Tensor, name: str) -> None:
     """Masks are bool [B, H, W]."""
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}: expected bool, got {mask.dtype}; threshold logits with `logits > 0` first")
-    _check_batch(mask, name)
+    check_batch(mask, name)
 
 
 def check_same(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
@@ -114,7 +114,25 @@ def check_points(points: Tensor, batch: Tensor, sizes: Tensor | None) -> None:
         )
 
 
-def _check_batch(batch: Tensor, name: str) -> None:
+def check_offsets(offsets: Tensor | None, points: Tensor, batch: Tensor) -> None:
+    """Offsets are int64 [B + 1]; where that can be looked at, points are ordered as they say."""
+    if offsets is None:
+        return
+    count = len(batch)
+    if offsets.dtype != torch.int64 or offsets.shape != (count + 1,) or offsets.device != batch.device:
+        raise ValueError(
+            f"offsets: expected int64 [{count + 1}] on {batch.device}, "
+            f"got {offsets.dtype} {list(offsets.shape)} on {offsets.device}"
+        )
+    if can_read(offsets) and can_read(points):
+        images = torch.arange(count + 1)
+        ordered = bool((points[1:, 0] >= points[:-1, 0]).all())
+        if not ordered or not torch.searchsorted(points[:, 0].contiguous(), images).equal(offsets):
+            raise ValueError("offsets: expected points ordered by image, offsets[b] the first row of image b")
+
+
+def check_batch(batch: Tensor, name: str) -> None:
+    """Batches are [B, H, W] with at least one pixel."""
     if batch.dim() != 3:
         raise ValueError(f"{name}: expected [B, H, W], got {list(batch.shape)}; drop the channel with .squeeze(1)")
     if batch.shape[1] == 0 or batch.shape[2] == 0:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmg_gpu.common.files import write_bytes
 from hmg_gpu.data.sets import ImageSet
-from hmg_gpu.plain.components import connected_components
+from hmg_gpu.masks.components import connected_components
 
 TRUTH = "ground truth"
 COLOURS = {

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hmg_gpu.data import ImageSet
 from hmg_gpu.masks import Maker
-from hmg_gpu.plain.components import Components, connected_components
+from hmg_gpu.masks.components import connected_components
+from hmg_gpu.plain.components import Components
 
 SIZE_CLASSES = {"Point": 9, "Spot": 81, "Extended": None}  # largest target of each class, pixels
 _GROUP_PIXELS = 1 << 22  # of the windows held at a time

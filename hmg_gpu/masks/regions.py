@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.backend import backend_for
-from hmg_gpu.plain.components import connected_components
+from hmg_gpu.masks.components import connected_components
 
 ROOM = 256  # regions an image, at least, that the table of an accelerator holds
 

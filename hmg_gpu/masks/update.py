@@ -11,13 +11,21 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.backend import backend_for
-from hmg_gpu.common.checks import check_mask, check_points, check_same, check_sizes
+from hmg_gpu.common.checks import check_batch, check_mask, check_offsets, check_points, check_same, check_sizes
 from hmg_gpu.plain import update as plain
 from hmg_gpu.plain.components import connected_components
 
 
 @torch.no_grad()
-def false_alarm_filter(prediction: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None) -> Tensor:
+def false_alarm_filter(
+    prediction: Tensor,
+    points: Tensor,
+    *,
+    radius: int = 30,
+    sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
+    threshold: float = 0.0,
+) -> Tensor:
     """Erase the predicted components that lie far from every point label (HMG Sec. 3.2.1, FAF).
 
     A component (8-connected) is kept when the L1 distance from its centroid to some point of its image is at most r.
@@ -28,17 +36,21 @@ def false_alarm_filter(prediction: Tensor, points: Tensor, *, radius: int = 30, 
     An image without points loses every component.
 
     Args:
-        prediction: bool [B, H, W], the network's output after its threshold.
+        prediction: bool [B, H, W], the network's output after its threshold; or its logits, float32, float16 or
+            bfloat16 [B, H, W], foreground where they are above ``threshold``.
         points: int64 [P, 3], rows (image, y, x) in pixels, 0-based.
         radius: r in pixels, a whole number; 30 in the paper.
         sizes: int64 [B, 2], valid (height, width) of padded images; predictions outside come out False.
+        offsets: int64 [B + 1], where ``points`` are ordered by image: rows ``offsets[b]`` to ``offsets[b + 1]`` are
+            image b's, as in :attr:`hmg_gpu.data.ImageSet.offsets`. The kernels sort the points each time without.
+        threshold: of logits; a bool prediction has none.
 
     Returns:
-        bool [B, H, W], a subset of ``prediction``.
+        bool [B, H, W], a subset of the prediction.
 
     Raises:
-        TypeError: prediction is not bool. ValueError: a wrong shape or radius, or, on the CPU, a point outside its
-            image (the row is named); on an accelerator such a point is ignored.
+        TypeError: prediction is neither bool nor logits. ValueError: a wrong shape or radius, or, on the CPU, a point
+            outside its image (the row is named); on an accelerator such a point is ignored.
 
     Example:
         >>> import torch
@@ -47,11 +59,12 @@ def false_alarm_filter(prediction: Tensor, points: Tensor, *, radius: int = 30, 
         >>> false_alarm_filter(prediction, torch.tensor([[0, 0, 0]]), radius=3)[0].int()
         tensor([[1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
-    _check(prediction, points, radius, sizes)
+    _check(prediction, points, radius, sizes, offsets)
     if backend_for(prediction) == "triton":
         from hmg_gpu.kernels.update import false_alarm_filter as fused
 
-        return fused(prediction, points, radius=radius, sizes=sizes)
+        return fused(prediction, points, radius=radius, sizes=sizes, offsets=offsets, threshold=threshold)
+    prediction = prediction if prediction.dtype == torch.bool else prediction > threshold
     components = connected_components(prediction, sizes)
     return components.mask(plain.near_a_point(components, points, radius, sizes))
 
@@ -92,14 +105,20 @@ def retrieve_missed(initial: Tensor, filtered: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update(
-    prediction: Tensor, initial: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None
+    prediction: Tensor,
+    initial: Tensor,
+    points: Tensor,
+    *,
+    radius: int = 30,
+    sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
+    threshold: float = 0.0,
 ) -> Tensor:
     """Correct the initial masks by a prediction (HMG Sec. 3.2): FAF, then MDR.
 
     Args:
-        prediction: bool [B, H, W], the network's output after its threshold.
+        prediction, points, radius, sizes, offsets, threshold: as :func:`false_alarm_filter`.
         initial: bool [B, H, W], masks from :func:`hmg_gpu.point_to_mask`; not those of an earlier update.
-        points, radius, sizes: as :func:`false_alarm_filter`.
 
     Returns:
         bool [B, H, W], the hybrid masks; a superset of ``initial``.
@@ -115,14 +134,15 @@ def update(
         >>> update(prediction, initial, torch.tensor([[0, 0, 1]]), radius=3)[0].int()
         tensor([[1, 1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
-    _check(prediction, points, radius, sizes)
+    _check(prediction, points, radius, sizes, offsets)
     check_mask(initial, "initial")
     check_same(prediction, initial, "prediction", "initial")
     if backend_for(prediction) == "triton":
         from hmg_gpu.kernels.update import update as fused
 
-        return fused(prediction, initial, points, radius=radius, sizes=sizes)
-    return retrieve_missed(initial, false_alarm_filter(prediction, points, radius=radius, sizes=sizes))
+        return fused(prediction, initial, points, radius=radius, sizes=sizes, offsets=offsets, threshold=threshold)
+    filtered = false_alarm_filter(prediction, points, radius=radius, sizes=sizes, threshold=threshold)
+    return retrieve_missed(initial, filtered)
 
 
 @torch.no_grad()
@@ -135,6 +155,7 @@ def soft_update(
     weight: float = 0.7,
     threshold: float = 0.5,
     sizes: Tensor | None = None,
+    offsets: Tensor | None = None,
 ) -> Tensor:
     """Correct soft initial masks by a network's probabilities (beyond the paper, in the place of MDR's union).
 
@@ -147,7 +168,7 @@ def soft_update(
     Args:
         probability: floating point [B, H, W] in 0 to 1, the network's output after a sigmoid; NaN counts as 0.
         initial: float32 [B, H, W] from :func:`hmg_gpu.point_to_probability`; 0 outside the boxes.
-        points, radius, sizes: as :func:`false_alarm_filter`.
+        points, radius, sizes, offsets: as :func:`false_alarm_filter`.
         weight: of ``initial``, 0 to 1.
         threshold: probability above which a pixel outside the boxes is foreground.
 
@@ -176,19 +197,26 @@ def soft_update(
     if backend_for(probability) == "triton":
         from hmg_gpu.kernels.update import soft_update as fused
 
-        _check_points(probability, points, radius, sizes)
-        return fused(probability, initial, points, radius=radius, sizes=sizes, threshold=threshold, weight=weight)
-    filtered = false_alarm_filter(probability > threshold, points, radius=radius, sizes=sizes)
+        _check_points(probability, points, radius, sizes, offsets)
+        settings = {"radius": radius, "sizes": sizes, "offsets": offsets, "threshold": threshold, "weight": weight}
+        return fused(probability, initial, points, **settings)
+    filtered = false_alarm_filter(probability > threshold, points, radius=radius, sizes=sizes, offsets=offsets)
     return plain.fuse(probability, initial, filtered, weight)
 
 
-def _check(prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None) -> None:
-    check_mask(prediction, "prediction")
-    _check_points(prediction, points, radius, sizes)
+def _check(prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None, offsets: Tensor | None) -> None:
+    if prediction.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        check_mask(prediction, "prediction")
+    else:
+        check_batch(prediction, "prediction")
+    _check_points(prediction, points, radius, sizes, offsets)
 
 
-def _check_points(prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None) -> None:
+def _check_points(
+    prediction: Tensor, points: Tensor, radius: int, sizes: Tensor | None, offsets: Tensor | None
+) -> None:
     check_sizes(sizes, prediction)
     check_points(points, prediction, sizes)
+    check_offsets(offsets, points, prediction)
     if not isinstance(radius, int) or radius < 0:
         raise ValueError(f"radius: expected a whole number of pixels, 0 or more, got {radius!r}")

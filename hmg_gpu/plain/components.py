@@ -1,10 +1,9 @@
-"""Connected components (8-connected) and their moments: the one place that picks Triton, SciPy or torch.
+"""Connected components (8-connected) and their moments without the kernels.
 
-    CPU                     SciPy on runs of foreground pixels, one call for the whole batch
-    CUDA or ROCm, Triton    the kernels in ``kernels/``
-    any other device        kornia's union-find
+    CPU                 SciPy on runs of foreground pixels, one call for the whole batch
+    any other device    kornia's union-find
 
-The environment variable HMG_BACKEND (auto, triton, scipy, torch) forces a path, for tests and benchmarks.
+``hmg_gpu/masks/components.py`` picks the kernels where there are any.
 """
 
 from __future__ import annotations
@@ -73,17 +72,7 @@ class Components:
 
 @torch.no_grad()
 def connected_components(mask: Tensor, sizes: Tensor | None = None) -> Components:
-    """Label the 8-connected components of every mask of a batch and sum their moments.
-
-    The number of components decides the result's size, so on an accelerator this synchronises; the update path uses the
-    fused kernels there instead.
-
-    Args:
-        mask: bool [B, H, W].
-        sizes: int64 [B, 2], valid (height, width) of padded masks; foreground outside is ignored.
-
-    Raises:
-        TypeError: mask is not bool. ValueError: a wrong shape.
+    """:func:`hmg_gpu.masks.components.connected_components` by SciPy or kornia; arguments and errors are the same.
 
     Example:
         >>> import torch

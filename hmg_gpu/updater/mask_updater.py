@@ -25,7 +25,7 @@ from hmg_gpu.data.folder import load_folder
 from hmg_gpu.data.record import Record, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.data.store import load_store
-from hmg_gpu.masks import Evidence, Maker, Rule, State, make_maker, make_rule, to_masks
+from hmg_gpu.masks import Evidence, Maker, Rule, State, Union, make_maker, make_rule, to_masks
 from hmg_gpu.models.foreign import (
     Head,
     Output,
@@ -37,6 +37,7 @@ from hmg_gpu.models.foreign import (
 )
 from hmg_gpu.models.predict import predict_logits, share
 from hmg_gpu.updater.export import list_masks, write_masks
+from hmg_gpu.updater.fused import can_fuse, correct_fused
 from hmg_gpu.updater.loader import MaskLoader
 from hmg_gpu.updater.report import ACTIVE, COLUMNS, ENTERED, HYBRID, PREDICTION, MaskChanges, fault_of, is_fault, judge
 from hmg_gpu.updater.selection import Key, Selection
@@ -349,6 +350,10 @@ class MaskUpdater:
         labels uint8 [b, H, W] of a rule that evolves."""
         there = self._selection.on_device(index)
         size = self.data.sizes[there]  # [b, 2]
+        if type(self.rule) is Union and can_fuse(values):
+            points = self._selection.points(index), self._selection.offsets(index)
+            settings = (*points, size, self.rule.radius, level, output, self.guard)
+            return *correct_fused(values, self.initial[there], self.masks[there], *settings), None
         prediction, ignored, counts = judge(values, size, level, output, self.guard)
         probability, threshold = None, level
         if self.rule.by_probability:
@@ -415,7 +420,7 @@ class MaskUpdater:
 
     def _refuse(self, output: Output) -> None:
         self._fault.zero_()  # told once; the next call may be right
-        self._fault_seen.zero_()
+        self._fault_seen.copy_(self._fault)  # waits: a copy still on its way would set it again
         raise fault_of(output)
 
     # --- masks for other loops ---

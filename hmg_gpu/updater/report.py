@@ -10,8 +10,8 @@ from torch import Tensor
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks import Evidence, Rule
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.models.foreign import Output
-from hmg_gpu.plain.components import connected_components
 from hmg_gpu.plain.update import near_a_point
 
 HYBRID, PREDICTION = 1, 2  # bits of a plane

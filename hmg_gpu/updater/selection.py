@@ -98,6 +98,11 @@ class Selection:
         there, image = to_device(rows, self.data.images.device), to_device(image.long(), self.data.images.device)
         return torch.cat((image[:, None], self.data.points[there, 1:]), dim=1)
 
+    def offsets(self, index: list[int]) -> Tensor:
+        """Where the points of each begin among :meth:`points`: int64 [b + 1] on the device."""
+        counts = [0, *(self._offsets[row + 1] - self._offsets[row] for row in index)]
+        return to_device(torch.tensor(counts, dtype=torch.int64).cumsum(0), self.data.images.device)
+
     def on_device(self, index: list[int]) -> Tensor:
         """Rows as a tensor on the set's device: int64 [b]."""
         return to_device(torch.tensor(index, dtype=torch.int64), self.data.images.device)

@@ -13,8 +13,11 @@ import torch
 from cases import ADVERSARIAL_MASKS, cut, pad, random_mask, random_shape, spiral, sweep
 from scipy import ndimage
 
-from hmg_gpu.kernels import blocks
+from hmg_gpu.kernels import blocks, stream, tiles
 from hmg_gpu.kernels import components as kernels
+from hmg_gpu.kernels import counts as counting
+from hmg_gpu.masks.components import connected_components
+from hmg_gpu.plain import components as plain
 
 
 def expected_table(mask):
@@ -79,9 +82,10 @@ def test_components_past_the_capacity_keep_their_label(capacity: int) -> None:
 @pytest.mark.parametrize("name", ["random", "borders", "spiral"])
 def test_many_tiles(name: str, monkeypatch, rng) -> None:
     monkeypatch.setattr(kernels, "CHUNK", 256)  # several chunks of the ranking
-    for module in (kernels, blocks):
-        monkeypatch.setattr(module, "TILE_H", 8)
-        monkeypatch.setattr(module, "TILE_W", 16)
+    for setting, value in (("TILE_H", 8), ("TILE_W", 16), ("NUM_WARPS", 1)):
+        monkeypatch.setattr(blocks, setting, value)
+    monkeypatch.setattr(stream, "CHUNK", 1024)
+    monkeypatch.setattr(stream, "CHUNK_PIXELS", 1024)
     mask = {
         "random": rng.random((21, 40)) < 0.25,
         "borders": np.add.outer(np.arange(21) % 8 % 7 == 0, np.arange(40) % 16 % 15 == 0),
@@ -108,6 +112,20 @@ def test_flips_and_transposes_move_the_moments(rng) -> None:
     assert sorted(swapped) == sorted(table[0, : int(counts[0])].tolist())
 
 
+@pytest.mark.parametrize("sized", [False, True])
+def test_the_library_takes_the_kernels_where_it_should(sized: bool, monkeypatch, rng) -> None:
+    """The same components, in the same order, as SciPy gives: what reports and size classes are made of."""
+    mask = torch.from_numpy(np.stack([random_mask(rng, (20, 33)) for _ in range(3)] + [np.zeros((20, 33), bool)]))
+    sizes = torch.tensor([[20, 33], [11, 20], [20, 5], [20, 33]]) if sized else None
+    wanted = connected_components(mask, sizes)
+    monkeypatch.setenv("HMG_BACKEND", "triton")
+    monkeypatch.setattr(plain, "connected_components", lambda *_: pytest.fail("not by the kernels"))
+    found = connected_components(mask.to(DEVICE), None if sizes is None else sizes.to(DEVICE))
+    assert len(found) == len(wanted) > 3 and found.shape == wanted.shape
+    for name in ("pixels", "component", "image", "area", "sum_y", "sum_x"):
+        assert getattr(found, name).cpu().equal(getattr(wanted, name)), name
+
+
 # ---- Pd and Fa ------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +133,7 @@ def counts_of(predictions, targets, *, distance=3.0, seed=0):
     prediction, sizes = pad(predictions, fill=1)
     target, _ = pad(targets, fill=1)
     with poisoned_memory(), shuffled_programs(seed):
-        return kernels.detection_counts(
+        return counting.detection_counts(
             prediction.to(DEVICE), target.to(DEVICE), sizes=sizes.to(DEVICE), distance=distance
         ).cpu()
 
@@ -150,7 +168,7 @@ def test_detections_of_images_of_different_size(rng) -> None:
 
 def test_matching_is_greedy_in_raster_order_and_strict(monkeypatch) -> None:
     """Two predictions lie 2 px from the first target; the first in the raster is taken although both are as close."""
-    monkeypatch.setattr(kernels, "MATCH_LANES", 1)  # also: one candidate a step
+    monkeypatch.setattr(counting, "MATCH_LANES", 1)  # also: one candidate a step
     target, prediction = np.zeros((12, 30), dtype=bool), np.zeros((12, 30), dtype=bool)
     target[5, 5] = target[5, 9] = True
     prediction[5, 3] = prediction[5, 7] = prediction[0, 20] = True
@@ -166,7 +184,7 @@ def test_a_full_table_takes_nothing_from_the_next_image() -> None:
     prediction[0, ::2, ::2] = target[0, 1, 1] = True
     prediction[1, 3, 3] = target[1, 3, 3] = True
     with poisoned_memory():
-        counts = kernels.detection_counts(prediction.to(DEVICE), target.to(DEVICE), distance=0.5).cpu()
+        counts = counting.detection_counts(prediction.to(DEVICE), target.to(DEVICE), distance=0.5).cpu()
     assert counts[:, 2].tolist() == [0, 1]  # matched
     assert counts[:, 4].tolist() == [16, 0]  # pixels of unmatched components
 
@@ -176,28 +194,30 @@ def test_empty_masks() -> None:
     assert counts_of([empty], [empty])[0].tolist() == [0, 0, 0, 0, 0, 0, 30]
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="runs one interpreted program on memory that is never touched")
+@pytest.mark.cpu_only  # runs one interpreted program on memory that is never touched
 def test_offsets_past_two_to_the_31_pixels() -> None:
+    """Ranks and moments of the last image of a batch; the phases before are those of the update."""
     images, height, width = 2**19 + 2, 32, 128
-    last, n = images - 1, blocks.block_count(32, 128)
-    mask = torch.empty((images, height, width), dtype=torch.uint8)
-    plane = torch.empty_like(mask)
-    labels = torch.empty(mask.shape, dtype=torch.int32)
-    parents, first, ranks = (torch.empty(images * n, dtype=torch.int32) for _ in range(3))
-    filled, counts = (torch.empty(images, dtype=torch.int32) for _ in range(2))
+    last = images - 1
+    plane = torch.empty((images, height, width), dtype=torch.uint8)
+    labels = torch.empty(plane.shape, dtype=torch.int32)
+    plane[last] = 0
+    plane[last, 30:, 120:] = 2
+    plane[last, 3, 4] = 2
+    counts, listed_n = torch.empty(images, dtype=torch.int32), torch.tensor([2, 0, 0, 0], dtype=torch.int32)
     table = torch.empty((images, 2, 7), dtype=torch.int64)
-    mask[last] = 0
-    mask[last, 30:, 120:] = 1
-    mask[last, 3, 4] = 1
-    tile = {"TILE_H": 32, "TILE_W": 128}
+    space = tiles.make_space(images, height, width, torch.device("cpu"), first=True, roots=True)
+    space.listed[:2] = torch.tensor([2 * last, 2 * last + 1])
+    _, tile = tiles.label_tiles(plane, None, None, space, listed_n, 0, images, first=True)
+    where = (0, height, width, 2)
     with program_at(last):
-        kernels.scan_kernel[(1,)](mask, plane, counts, parents, first, filled, height, width, HAS_SIZES=False, **tile)
-        blocks.link_border_kernel[(1,)](plane, parents, filled, height, width, **tile)
-        kernels.first_kernel[(1,)](plane, parents, first, filled, height, width, **tile)
-        kernels.rank_kernel[(1,)](plane, parents, first, ranks, counts, table, height, width, 2, COLUMNS=7, CHUNK=1024)
-        kernels.moments_kernel[(1,)](
-            plane, parents, ranks, filled, labels, table, height, width, 2, LABELS=True, COLUMNS=7, **tile
+        kernels.rank_kernel[(1,)](
+            plane, space.parents, space.first, space.roots, counts, table, *where, COLUMNS=7, CHUNK=1024
         )
+    kernels.moments_kernel[(1,)](
+        plane, space.listed, listed_n, space.parents, space.areas, space.sums, space.roots, labels, table, *where,
+        COLUMNS=7, **tile,
+    )  # fmt: skip
     assert int(counts[last]) == 2
     assert table[last].tolist() == [[1, 3, 4, 3, 4, 4, 5], [16, 488, 1976, 30, 120, 32, 128]]
     assert int(labels[last].count_nonzero()) == 17
@@ -210,7 +230,7 @@ def test_errors_name_what_came() -> None:
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         kernels.components(mask, capacity=0)
     with pytest.raises(ValueError, match="prediction and target: expected one shape and device"):
-        kernels.detection_counts(mask, mask[:1])
+        counting.detection_counts(mask, mask[:1])
 
 
 @pytest.mark.gpu

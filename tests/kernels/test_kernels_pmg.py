@@ -154,7 +154,7 @@ def test_no_points() -> None:
     assert boxes.shape == (0, 4) and mask.shape == (2, 5, 5) and not mask.any()
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="runs one interpreted program on memory that is never touched")
+@pytest.mark.cpu_only  # runs one interpreted program on memory that is never touched
 def test_offsets_past_two_to_the_31_pixels(rng) -> None:
     images, height, width = 2**19 + 2, 32, 128
     last = images - 1

@@ -268,7 +268,9 @@ def test_no_points(images: int) -> None:
 MASK, POINTS = torch.ones(2, 8, 9, dtype=torch.bool), torch.tensor([[0, 3, 4], [1, 2, 2]])
 
 WRONG = [
-    (MASK.float(), POINTS, {}, TypeError, r"prediction: expected bool, got torch.float32; .*logits > 0"),
+    (MASK.double(), POINTS, {}, TypeError, r"prediction: expected bool, got torch.float64; .*logits > 0"),
+    (MASK, POINTS, {"offsets": torch.zeros(2, dtype=torch.int64)}, ValueError, r"offsets: expected int64 \[3\]"),
+    (MASK, POINTS, {"offsets": torch.zeros(3, dtype=torch.int64)}, ValueError, "offsets: expected points ordered"),
     (MASK[0], POINTS, {}, ValueError, r"prediction: expected \[B, H, W\], got \[8, 9\]"),
     (MASK[:, None], POINTS, {}, ValueError, r"prediction: expected \[B, H, W\], got \[2, 1, 8, 9\]; .*squeeze"),
     (MASK, POINTS.float(), {}, ValueError, r"points: expected int64 \[P, 3\].*got torch.float32 \[2, 3\]"),
@@ -346,3 +348,17 @@ def test_soft_update_refuses_masks_and_odd_numbers() -> None:
         hmg_gpu.soft_update(plane, plane, points, weight=1.5)
     with pytest.raises(ValueError, match=r"initial"):
         hmg_gpu.soft_update(plane, torch.zeros(1, 2, 3), points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_logits_and_offsets(dtype: torch.dtype) -> None:
+    """As thresholding beforehand, and as points in any order."""
+    logits = torch.randn(3, 20, 24).to(dtype)
+    logits[0, 0, :2] = torch.tensor([torch.nan, torch.inf])
+    initial = torch.rand(3, 20, 24) < 0.02
+    points = torch.tensor([[0, 4, 5], [2, 10, 10], [2, 3, 20]])
+    offsets = torch.tensor([0, 1, 1, 3])
+    expected = hmg_gpu.update(logits > 1.2, initial, points[[2, 0, 1]], radius=4)
+    assert hmg_gpu.update(logits, initial, points, radius=4, offsets=offsets, threshold=1.2).equal(expected)
+    assert hmg_gpu.false_alarm_filter(logits, points, radius=4, offsets=offsets, threshold=1.2).any()
+    assert not expected.equal(initial)

@@ -16,10 +16,10 @@ from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.options import like, setting
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.clustering import Clustering, Crops, point_streams
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.masks.makers.maker import Sampled, Steps
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.pmg import point_to_box
-from hmg_gpu.plain.components import connected_components
 from hmg_gpu.plain.noise import stream, uniform
 
 PRIOR = "prior"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.masks.student.network import distance_maps
-from hmg_gpu.plain.components import connected_components
 
 
 def full_sizes(images: Tensor) -> Tensor:
