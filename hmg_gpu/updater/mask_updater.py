@@ -26,15 +26,7 @@ from hmg_gpu.data.record import Record, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.data.store import load_store
 from hmg_gpu.masks import Evidence, Maker, Rule, State, Union, make_maker, make_rule, to_masks
-from hmg_gpu.models.foreign import (
-    Head,
-    Output,
-    level_of,
-    require_module,
-    single,
-    undisturbed,
-    without_ddp,
-)
+from hmg_gpu.models.foreign import Head, Output, level_of, require_module, single, undisturbed, without_ddp
 from hmg_gpu.models.predict import predict_logits, share
 from hmg_gpu.updater.export import list_masks, write_masks
 from hmg_gpu.updater.fused import can_fuse, correct_fused
