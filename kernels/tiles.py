@@ -172,7 +172,7 @@ def sum_dtype(height: int, width: int) -> torch.dtype:
     """int32 where the coordinate sum of a whole image is proved to fit, else int64.
 
     Example:
-        >>> from hmg_gpu.kernels.blocks import sum_dtype
+        >>> from hmg_gpu.kernels.tiles import sum_dtype
         >>> sum_dtype(512, 512), sum_dtype(4096, 4096)
         (torch.int32, torch.int64)
     """
@@ -194,7 +194,7 @@ def plane_bytes(height: int, width: int, extra: int = 0) -> int:
     """Workspace of one plane: parent, area and two sums a block, ``extra`` more numbers, and the list of its tiles.
 
     Example:
-        >>> from hmg_gpu.kernels.blocks import plane_bytes
+        >>> from hmg_gpu.kernels.tiles import plane_bytes
         >>> plane_bytes(512, 512) / (512 * 512)  # bytes a pixel
         4.001953125
     """
@@ -206,7 +206,7 @@ def group_size(images: int, height: int, width: int, planes: int = 1, extra: int
     """How many images are worked on at a time: as many as WORKSPACE_BYTES hold, by shape alone.
 
     Example:
-        >>> from hmg_gpu.kernels.blocks import group_size
+        >>> from hmg_gpu.kernels.tiles import group_size
         >>> group_size(8, 512, 512), group_size(4096, 512, 512), group_size(4096, 2048, 2048)
         (8, 1023, 42)
     """
