@@ -54,6 +54,7 @@ class Place(NamedTuple):
 PMG, UPDATE, COMPONENTS = "test_pmg.py", "test_update.py", "test_components.py"
 KERNELS_PMG, KERNELS_UPDATE = "test_kernels_pmg.py", "test_kernels_update.py"
 KERNELS_COMPONENTS = "test_kernels_components.py"
+LOCKS, POINTS = "test_locks.py", "test_points.py"
 BUGS = (
     # ---- point to mask ----
     Bug(
@@ -250,6 +251,92 @@ BUGS = (
         "dy * dy + dx * dx <= reach * reach",
         KERNELS_COMPONENTS,
     ),
+    # ---- nothing wrong in silence ----
+    Bug(
+        "checksum: of a checkpoint not compared",
+        "_taken(path, checksum) != checksum",
+        "False",
+        "test_checkpoints.py",
+    ),
+    Bug(
+        "checksum: the JSON beside weights of another run goes by",
+        "sidecar.read_bytes() != expected",
+        "False",
+        "test_checkpoints.py",
+    ),
+    Bug(
+        "checksum: of a JSON file not compared",
+        "value.pop(KEY) != checksum_of_json(value)",
+        "value.pop(KEY) is None",
+        "test_checkpoints.py",
+    ),
+    Bug(
+        "checksum: of a store not compared",
+        "block != _header(handle).ljust(_BLOCK, b'\\n')",
+        "False",
+        "test_store.py",
+    ),
+    Bug(
+        "checksum: of an updater's state not compared",
+        "state[KEY] == _checksum_of(state)",
+        "True",
+        "test_updater.py",
+    ),
+    Bug(
+        "checksum: of a line of a journal not compared",
+        "checksum != checksum_of(numbers.encode())",
+        "False",
+        "test_bulk.py",
+    ),
+    Bug("lock: every process has its own", "folder / f'{name}.lock'", "folder / f'{name}.{os.getpid()}.lock'", LOCKS),
+    Bug("lock: hmg-gpu masks takes none", "hold(held, out, console)", "None", LOCKS),
+    Bug("lock: a dead owner is named", "owner is not None and _lives(owner)", "owner", LOCKS),
+    Bug(
+        "record: pixels not compared",
+        "((PIXELS, 'images'), (MASKS, 'initial masks'))",
+        "((MASKS, 'initial masks'),)",
+        "test_record.py",
+    ),
+    Bug(
+        "record: a run goes on with other data",
+        "(differences(theirs, mine), same_images(theirs, mine))",
+        "([], True)",
+        "test_training.py",
+    ),
+    Bug(
+        "record: a student that is kept learned from other data",
+        "differences(lessons[0], record)",
+        "[]",
+        "test_student_records.py",
+    ),
+    Bug(
+        "record: an updater takes up a state of other data",
+        "differences(theirs, record) if whole else []",
+        "[]",
+        "test_updater.py",
+    ),
+    Bug(
+        "watch: the warning about labels is dropped",
+        "(line, f\"{'; '.join(warnings)}. If it stays so, {cure}.\")",
+        "(line, None)",
+        "test_watch.py",
+    ),
+    Bug(
+        "watch: a run that ends worse does not say so",
+        "masks['hybrid']['iou'] < masks['initial']['iou']",
+        "False",
+        "test_watch.py",
+    ),
+    Bug(
+        "check: an epoch that comes out otherwise is the same",
+        "finite(rows[0][name]) != wanted.get(name)",
+        "False",
+        "test_watch.py",
+    ),
+    Bug("CSV: decimal comma read as thousands", "text.replace(',', '.')", "text.replace(',', '')", POINTS, "plain"),
+    Bug("CSV: marks of thousands read as decimal", "self.thousands and not self.decimals", "False", POINTS),
+    Bug("CSV: cells beyond the header are left alone", "any(cell.strip() for cell in cells[width:])", "False", POINTS),
+    Bug("EXIF: an image that viewers turn is taken as it is", "orientation not in (0, 1)", "False", "test_images.py"),
 )
 
 

@@ -130,7 +130,7 @@ def plain(about: Mapping[str, Any]) -> dict[str, Any]:
 def _same(path: Path, theirs: Any, mine: Mapping[str, Any]) -> None:
     if theirs == mine:
         return
-    theirs = theirs or {}
+    theirs = theirs if isinstance(theirs, dict) else {}
     name = next(name for name in (*mine, *theirs) if theirs.get(name) != mine.get(name))
     raise InputError(
         f"{path}: its masks were made with other {name}; resume with the same settings, points and images, "

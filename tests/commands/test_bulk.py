@@ -14,7 +14,9 @@ from tiny import write_folder
 
 from hmg_gpu.commands import masks as command
 from hmg_gpu.commands.inputs import open_source
-from hmg_gpu.commands.journal import JOURNAL, unfinished
+from hmg_gpu.commands.journal import JOURNAL, Journal, take_up, unfinished
+from hmg_gpu.common.checksums import write_sealed_json
+from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import load_folder, load_images
 from hmg_gpu.models import build_model
 from hmg_gpu.models.checkpoints import save_checkpoint
@@ -178,3 +180,20 @@ def test_any_rows_of_a_store(root: Path, tmp_path: Path) -> None:
         assert all(np.array_equal(source.points[name], part[:, 1:]) for name, part in zip(
             data.names, (data.points[data.points[:, 0] == row] for row in range(len(data))), strict=True
         ))  # fmt: skip
+
+
+def test_a_line_of_a_journal_that_changed_is_made_anew(tmp_path: Path) -> None:
+    writer = Journal(tmp_path, {"extent": 8}, 0, {})
+    writer.begin()
+    for part in range(3):
+        writer.add(part, [2, 4, 57, 1000])
+    assert take_up(tmp_path, {"extent": 8}, []) == [(part, [2, 4, 57, 1000]) for part in range(3)]
+    writer.path.write_text(writer.path.read_text().replace("\n1 2 4 57", "\n1 2 4 59"))
+    assert [part for part, _ in take_up(tmp_path, {"extent": 8}, [])] == [0, 2]
+
+
+@pytest.mark.parametrize("run", [[], [3], 3, "extent", None])
+def test_forged_summaries_are_refused(run: object, tmp_path: Path) -> None:
+    write_sealed_json(tmp_path / "hmg.json", {"run": run})
+    with pytest.raises(InputError, match="its masks were made with other extent"):
+        take_up(tmp_path, {"extent": 8}, [])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from hmg_gpu.common.files import write_json
@@ -18,13 +20,13 @@ from hmg_gpu.common.provenance import provenance
 
 from . import disk, flip, fuzz, kill, own, pairs, steady
 
-PARTS = {  # what it does, and how often where --count does not say
+PARTS = {  # what it does, and how often where --count does not say; the longest first
+    "own": (own.run, 10_000),
     "kill": (kill.run, 100),
-    "disk": (disk.run, 20),
-    "flip": (flip.run, 1000),
     "pairs": (pairs.run, 20),
     "fuzz": (fuzz.run, 3000),
-    "own": (own.run, 10_000),
+    "flip": (flip.run, 1000),
+    "disk": (disk.run, 20),
     "memory": (steady.run_memory, 1000),
     "determinism": (steady.run_determinism, 5),
 }
@@ -33,21 +35,40 @@ PARTS = {  # what it does, and how often where --count does not say
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     kill.one_thread()
-    parts = options.parts or list(PARTS)
+    waiting = list(options.parts or PARTS)
+    count, started = len(waiting), time.monotonic()
+    seconds = 60 * options.minutes * options.jobs / count if options.minutes else float("inf")
     report: dict[str, dict] = {}
-    for place, part in enumerate(parts):
-        function, count = PARTS[part]
-        started = time.monotonic()
-        seconds = 60 * options.minutes / len(parts) if options.minutes else float("inf")
-        with tempfile.TemporaryDirectory(prefix=f"torture-{part}-", dir=options.folder) as folder:
-            found = function(Path(folder).resolve(), options.count or count, started + seconds, options.seed)
-        report[part] = found | {"seed": options.seed, "seconds": time.monotonic() - started}
-        print(f"[{place + 1}/{len(parts)}] {part}: {json.dumps(report[part], indent=2)}", flush=True)
-        if options.json:
-            write_json(options.json, report | {"versions": provenance()})
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=options.folder) as folder:
+        running: dict[int, str] = {}
+        while waiting or running:
+            while waiting and len(running) < options.jobs:
+                part, place = waiting.pop(0), Path(folder).resolve()
+                running[kill.start(partial(run, part, place, options, seconds), place / f"{part}.said")] = part
+            process, status = os.wait()
+            part = running.pop(process)
+            said = (place / f"{part}.said").read_text()
+            failed = {"failures": [f"ended with {os.waitstatus_to_exitcode(status)}: {said[-2000:]}"]}
+            report[part] = failed if status else json.loads((place / f"{part}.json").read_text())
+            print(f"[{len(report)}/{count}] {part}: {json.dumps(report[part], indent=2)}", flush=True)
+            if options.json:
+                write_json(options.json, report | {"versions": provenance()})
     failed = [part for part, found in report.items() if found["failures"]]
-    print(f"failed: {', '.join(failed)}" if failed else "all held")
+    verdict = f"failed: {', '.join(failed)}" if failed else "all held"
+    print(f"{verdict}: {count} parts in {(time.monotonic() - started) / 60:.0f} minutes")
     return int(bool(failed))
+
+
+def run(part: str, place: Path, options: argparse.Namespace, seconds: float) -> None:
+    """One part in this process; what it counted goes to a file."""
+    function, count = PARTS[part]
+    started = time.monotonic()
+    folder = place / part
+    folder.mkdir()
+    found = function(folder, options.count or count, started + seconds, options.seed)
+    used = sum(os.times()[:4])  # of this process and its children
+    found |= {"seed": options.seed, "seconds": time.monotonic() - started, "cpu_seconds": used}
+    write_json(place / f"{part}.json", found)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,6 +77,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop after about so many, shared evenly (default: the counts)")
     parser.add_argument("--count", type=int, help="how often, instead of each part's own count")
     parser.add_argument("--seed", type=int, default=0, help="of moments and mutations (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parts at a time (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there")
     parser.add_argument("--folder", type=Path, help="for scratch files (default: the system's)")
     return parser.parse_args(arguments)

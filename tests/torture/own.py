@@ -52,6 +52,7 @@ from .fuzz import SMALL, Attack, Corpus, Jobs, attack, told
 from .kill import MACHINE
 
 KINDS = ("student", "weights", "run", "updater", "lock", "store", "sealed JSON", "journal", "table")
+COMMANDS = 3  # one file of so many goes through a command, too
 QUICK = StudentSettings(crop=24, shift=2, steps=1, batch_size=4, members=1)
 CLICKS = {"a b": [(3.25, 4.5), (17.0, 29.5)], "c-d": [(0.0, 0.75)], "é1": [(12.5, 8.25), (1.0, 2.0), (9.75, 21.0)]}
 NAMES = [*CLICKS]
@@ -354,8 +355,8 @@ def jobs(folder: Path, box: Path, kind: str, name: str, content: bytes, index: i
             ]
         case _:
             readers = [("table", lambda: _table(path, random.Random(content)))]
-    turn = index // len(KINDS)
-    return [*readers, *([commands[turn % len(commands)]] if commands else [])]
+    turn, rest = divmod(index // len(KINDS), COMMANDS)
+    return [*readers, *([commands[turn % len(commands)]] if commands and (rest == 0 or not readers) else [])]
 
 
 def faithful(read: Callable[[Path], list[Any]], path: Path, was: Path | bool) -> bool:

@@ -2,7 +2,8 @@
 
 Cells are separated by commas; as spreadsheets export them, also by semicolons or tabs, and then numbers may have
 decimal commas. ``filename``, ``file``, ``name`` or ``image_name`` may stand for ``image``. Whatever is not the plain
-form is told by a warning.
+form is told by a warning. What may mean two things is refused: points beside commas in numbers, marks that may all be
+of thousands (1,234), more cells than the header has.
 
 0-based, origin at the outer corner of the top left pixel, whose centre is (0.5, 0.5); decimals are floored, so whole
 numbers are pixel indices. A row with empty y and x is an image without points. UTF-8.
