@@ -410,7 +410,7 @@ def test_sets_of_one_extent_are_taught_together_by_its_own_network(monkeypatch: 
     settings = replace(QUICK, steps=2, batch_size=5, members=1, flips=False)
     learned = train_student([data, data, data], [Pmg(25), Pmg(8), Pmg(8)], settings=settings)
     (narrow,), (wide,) = learned.networks.values()
-    assert seen == [(narrow, True, 3), (wide, True, 2)] * 6  # of 5 crops 2, 2 and 1
+    assert [one for one in seen if one[1]] == [(narrow, True, 3), (wide, True, 2)] * 6  # of 5 crops 2, 2 and 1
     for extent, network in ((8, narrow), (25, wide)):
         seen.clear()
         assert learned.each(data, Pmg(extent)).shape == (len(data.points), 23, 23)

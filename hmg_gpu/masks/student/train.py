@@ -22,6 +22,7 @@ from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.crops import gather, normalise, turned_offsets
 from hmg_gpu.masks.student.network import CropNet, sibling
+from hmg_gpu.masks.student.placement import Placement, centroids, find_placement
 from hmg_gpu.masks.student.student import EXTENTS, NETS, Student, StudentSettings, find_lessons
 from hmg_gpu.masks.windows import masks_around
 from hmg_gpu.models.checkpoints import read_description, read_tensors
@@ -168,6 +169,7 @@ def train_student(
         student = Student(networks, settings)
         if not settings.threshold:
             student = Student(networks, settings, _best_level(student, courses))
+        student = Student(networks, settings, student.threshold, placements=_placements(student, courses))
         if on_round is not None:
             on_round(student)
     student.learned_from = tuple(map(record_of, sets))
@@ -221,6 +223,20 @@ def _best_level(student: Student, courses: Sequence[Course]) -> float:
     return LEVELS[scores.index(max(scores))]
 
 
+def _placements(student: Student, courses: Sequence[Course]) -> dict[int, Placement]:
+    """Where annotators put masks of each extent against what images show, told by the points."""
+    alone = _unlinked(student)
+    return {
+        extent: find_placement(torch.cat([alone.each(one.data, one.pmg) for one in courses if one.extent == extent]))
+        for extent in student.networks
+    }
+
+
+def _unlinked(student: Student) -> Student:
+    """Its masks have no parts beside the point's own, where images show them."""
+    return Student(student.networks, replace(student.settings, link=1.0), student.threshold)
+
+
 def _shares(courses: Sequence[Course], settings: StudentSettings, number: int) -> list[list[Tensor]]:
     """Which points of each course every member learns from, int64 on the CPU: all for one member, halves for a pair."""
     counts = [len(course.data.points) for course in courses]
@@ -237,18 +253,15 @@ def _shares(courses: Sequence[Course], settings: StudentSettings, number: int) -
 
 def _taught_again(course: Course, student: Student) -> Course:
     """The course with PMG's masks from the centroids of the student's masks."""
-    unlinked = Student(student.networks, replace(student.settings, link=1.0), student.threshold)  # one target alone
     data = course.data
-    moved = _recentred(data, unlinked.each(data, course.pmg))
+    moved = _recentred(data, _unlinked(student).each(data, course.pmg))
     radius = course.teacher.shape[1] // 2
     return replace(course, teacher=masks_around(moved, radius, course.pmg, centres=data.points[:, 1:]))
 
 
 def _recentred(data: ImageSet, masks: Tensor) -> ImageSet:
     """The set with its points moved to the centroids of their masks [P, K, K], which have the points at the centre."""
-    offset = torch.arange(masks.shape[1], device=masks.device) - masks.shape[1] // 2
-    area = masks.sum((1, 2)).clamp(min=1)
-    move = torch.stack([(masks.sum(axis) * offset).sum(1) / area for axis in (2, 1)], dim=1).round().long()
+    move = centroids(masks).round().long()
     size = data.sizes[data.points[:, 0]]
     moved = (data.points[:, 1:] + move).clamp(min=0).minimum(size - 1)
     return replace(data, points=torch.cat((data.points[:, :1], moved), dim=1))
