@@ -23,6 +23,7 @@ from hmg_gpu.masks.makers import pmg as pmg_maker
 from hmg_gpu.masks.student import student as module
 from hmg_gpu.masks.student import train as teaching
 from hmg_gpu.masks.student.crops import choose, gather, normalise, paste, stretch, unturn
+from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
 from hmg_gpu.masks.student.student import Student, StudentSettings
 from hmg_gpu.masks.student.train import Course, train_student
@@ -457,9 +458,9 @@ def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.Monke
 
     def watched(data: ImageSet, radius: int, pmg: Pmg, **more: object) -> torch.Tensor:
         asked.append((pmg.extent, radius, data.points, more.get("centres")))
-        return masks_around(data, radius, pmg, **more)
+        return lesson_masks(data, radius, pmg, **more)
 
-    monkeypatch.setattr(teaching, "masks_around", watched)
+    monkeypatch.setattr(teaching, "lesson_masks", watched)
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     rounds = []
     settings = replace(QUICK, rounds=2, threshold=0.0)

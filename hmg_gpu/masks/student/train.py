@@ -21,10 +21,10 @@ from hmg_gpu.data.record import Record, differences, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.crops import gather, normalise, turned_offsets
+from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
 from hmg_gpu.masks.student.placement import Placement, centroids, find_placement
 from hmg_gpu.masks.student.student import EXTENTS, NETS, Student, StudentSettings, find_lessons
-from hmg_gpu.masks.windows import masks_around
 from hmg_gpu.models.checkpoints import read_description, read_tensors
 from hmg_gpu.models.losses import soft_iou_loss
 
@@ -142,7 +142,7 @@ def train_student(
         raise InputError(f"batch_size = {settings.batch_size}: {text}")
     reach = settings.radius + settings.shift
     if teachers is None:
-        teachers = [masks_around(data, reach, maker) for data, maker in zip(sets, makers, strict=True)]
+        teachers = [lesson_masks(data, reach, maker) for data, maker in zip(sets, makers, strict=True)]
     expected = [(len(data.points), 2 * reach + 1, 2 * reach + 1) for data in sets]
     if [tuple(teacher.shape) for teacher in teachers] != expected:
         shapes = [tuple(teacher.shape) for teacher in teachers]
@@ -256,7 +256,7 @@ def _taught_again(course: Course, student: Student) -> Course:
     data = course.data
     moved = _recentred(data, _unlinked(student).each(data, course.pmg))
     radius = course.teacher.shape[1] // 2
-    return replace(course, teacher=masks_around(moved, radius, course.pmg, centres=data.points[:, 1:]))
+    return replace(course, teacher=lesson_masks(moved, radius, course.pmg, centres=data.points[:, 1:]))
 
 
 def _recentred(data: ImageSet, masks: Tensor) -> ImageSet:
