@@ -128,7 +128,7 @@ def test_confidence_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     second[:, 5, 5] = 0.2
     second[:, 0, 0] = 0.9
     student = Student({8: [CropNet()] * 2}, StudentSettings(crop=16, members=2))
-    monkeypatch.setattr(Student, "_by_member", lambda *place: iter((torch.stack((first, second)),)))
+    monkeypatch.setattr(Student, "by_member", lambda *place: iter((torch.stack((first, second)),)))
     found = student.confidence(data, Pmg(8))
     assert found.tolist() == pytest.approx([(1 + 4.5 / (9 + 0.2)) / 2] * len(data.points))
 

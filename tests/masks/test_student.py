@@ -165,20 +165,20 @@ def test_a_set_without_points_is_left_out() -> None:
 def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two networks find 10 pixels each at 0.1, half of them common, and the common ones alone at 0.3."""
     data = tiny_set()
-    left, right = object.__new__(CropNet), object.__new__(CropNet)
+    left, right = CropNet(), CropNet()
 
-    def probabilities(
-        self: Student, images: torch.Tensor, points: torch.Tensor, *, extent: int, sizes: torch.Tensor
-    ) -> torch.Tensor:
+    def by_member(
+        self: Student, images: torch.Tensor, points: torch.Tensor, extent: int, sizes: torch.Tensor
+    ) -> list[torch.Tensor]:
         assert extent == 9
-        found = torch.zeros(len(points), 23, 23)
-        found[:, 5, 5:10] = 0.32
-        found[:, 8 if self.networks[9][0] is left else 9, 5:10] = 0.12
-        found[:, 12, 5] = 0.6 if self.networks[9][0] is left else 0.4  # at 0.45 one of them has it alone
-        return found
+        found = torch.zeros(len(self.networks[9]), len(points), 23, 23)
+        found[:, :, 5, 5:10] = 0.32
+        for own, network in zip(found, self.networks[9], strict=True):
+            own[:, 8 if network is left else 9, 5:10] = 0.12
+            own[:, 12, 5] = 0.6 if network is left else 0.4  # at 0.45 one of them has it alone
+        return [found]
 
-    monkeypatch.setattr(Student, "probabilities", probabilities)
-    monkeypatch.setattr(CropNet, "eval", lambda self: self)
+    monkeypatch.setattr(Student, "by_member", by_member)
     pair = Student({9: [left, right]}, QUICK)
     found = teaching.agreement(pair, [data, data], [9, 9], levels=(0.1, 0.15, 0.35, 0.45, 0.9))
     assert found == pytest.approx([6 / 16, 1, 1, 0, 1])

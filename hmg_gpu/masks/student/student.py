@@ -71,12 +71,12 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round; for every further set as many again
-    batch_size: int = 64  # crops; sets that are taught together have equal parts of it
+    steps: int = 200  # of each network in each round; for every further set as many again
+    batch_size: int = 32  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
-    averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
+    averaging: float = 0.98  # of the weights from step to step; 0: the last weights alone
     flips: bool = True  # when predicting, the networks share the eight flips and transposes of a crop
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
@@ -227,15 +227,15 @@ class Student:
         side = 2 * self.settings.radius + 1
         result = torch.zeros(len(points), side, side, device=images.device)
         done = 0
-        for values in self._by_member(images, points, extent, full_sizes(images) if sizes is None else sizes):
+        for values in self.by_member(images, points, extent, full_sizes(images) if sizes is None else sizes):
             mean = values.mean(0)
             result[done : done + len(mean)] = self._placed(mean, mean, extent)
             done += len(mean)
         return result
 
     @torch.no_grad()
-    def _by_member(self, images: Tensor, points: Tensor, extent: int, sizes: Tensor) -> Iterator[Tensor]:
-        """Of some points at a time what each network makes of its views: float32 [M, p, K, K], where images show it."""
+    def by_member(self, images: Tensor, points: Tensor, extent: int, sizes: Tensor) -> Iterator[Tensor]:
+        """What each network makes of its views, of some points at a time and where images show it: [M, p, K, K]."""
         networks, radius = self.networks[self.nearest(extent)], self.settings.radius
         view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         for part in points.split(NETS):
@@ -294,7 +294,7 @@ class Student:
         """
         result = torch.zeros(len(data.points), device=data.images.device)
         done, extent = 0, pmg.fit(data).extent
-        for values in self._by_member(data.images, data.points, extent, data.sizes):
+        for values in self.by_member(data.images, data.points, extent, data.sizes):
             rows = slice(done, done + values.shape[1])
             done = rows.stop
             mean = values.mean(0)
