@@ -58,6 +58,12 @@ def test_targets_of_one_size_displaced_by_half_a_pixel(displaced: float, scatter
     ]
 
 
+def test_clicks_far_from_the_middle_move_nothing() -> None:
+    """People who click on one end of large targets: their masks stay."""
+    masks = torch.cat([blobs(300, size, -2.0 * (size == 9), 0.5, 0.7, size) for size in (3, 5, 6, 9)])
+    assert find_placement(masks) == ()
+
+
 def test_too_few_points_tell_nothing() -> None:
     assert find_placement(torch.zeros(0, 9, 9, dtype=torch.bool)) == ()
     assert find_placement(blobs(29, 5, -0.5, 0.5, 0.0)) == ()

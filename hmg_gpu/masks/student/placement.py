@@ -13,6 +13,7 @@ from torch import Tensor
 
 CLASSES, LEAST = 8, 30  # of the areas of masks, with equal parts of the targets; fewer where one had fewer targets
 SURE = 4.0  # standard errors that a displacement has to have
+FAR = 0.75  # pixels, too far for a displaced annotation
 
 Placement = tuple[tuple[float, float, float], ...]  # rows (largest area, down, across) in pixels, areas rising
 
@@ -29,7 +30,8 @@ def find_placement(masks: Tensor) -> Placement:
 
     Points are whole pixels: centroids rounded down, as the field's sets have them, or to the nearest pixel, whichever
     explains a set's points better. A displacement is what neither rounding of exact centroids nor rounding of points
-    that scatter about them explains; the smaller of both, and to the next half pixel.
+    that scatter about them explains; the smaller of both. One of about half a pixel counts as half a pixel. A larger
+    one tells where people click, not where they draw, and does not count.
 
     Args:
         masks: bool [P, K, K], as images show them, each with its point at the centre.
@@ -48,11 +50,14 @@ def find_placement(masks: Tensor) -> Placement:
     count = min(CLASSES, len(masks) // LEAST)
     if not count:
         return ()
-    centre, area = centroids(masks).double().cpu(), masks.sum((1, 2)).cpu()
+    centre, area = centroids(masks).cpu().double(), masks.sum((1, 2)).cpu()
     classes = area.argsort(stable=True).tensor_split(count)
     down, nearest = ([_unexplained(centre[rows], rounded) for rows in classes] for rounded in (0.5, 0.0))
     best = min(down, nearest, key=lambda found: sum(float(move.abs().sum()) for move, _ in found))
-    moves = [torch.where(move.abs() > SURE * error, (2 * move).round() / 2, 0) for move, error in best]
+    moves = [
+        torch.where((move.abs() > SURE * error) & (move.abs() > 0.25) & (move.abs() < FAR), move.sign() / 2, 0)
+        for move, error in best
+    ]
     if not any(bool(move.any()) for move in moves):
         return ()
     bounds = [float(area[rows].max()) for rows in classes]
@@ -68,9 +73,8 @@ def _unexplained(centre: Tensor, rounded: float) -> tuple[Tensor, Tensor]:
     exact = -(centre + (0.5 - rounded) + 1e-4).floor().mean(0)
     scattered = rounded - centre.mean(0)
     same = exact.sign() == scattered.sign()
-    return torch.where(same, exact.sign() * torch.minimum(exact.abs(), scattered.abs()), 0), centre.std(0) / len(
-        centre
-    ) ** 0.5
+    error = centre.std(0) / len(centre) ** 0.5
+    return torch.where(same, exact.sign() * torch.minimum(exact.abs(), scattered.abs()), 0), error
 
 
 def place(probabilities: Tensor, areas: Tensor, placement: Placement) -> Tensor:
