@@ -50,7 +50,7 @@ ASKED = {("NUAA-SIRST", "masks_centroid"): 79.5, ("NUAA-SIRST", "masks_coarse"):
 ASKED |= {("NUDT-SIRST", "masks_centroid"): 78.5, ("NUDT-SIRST", "masks_coarse"): 78.0}
 SURE = ("not placed", "rank correlation with IoU", "IoU by target", "of the surest 80 %")
 CHANGES = (
-    *("steps=100", "steps=400", "members=1", "members=2", "rounds=2", "averaging=0.0", "shift=0"),
+    *("steps=200", "steps=800", "members=1", "members=2", "rounds=2", "averaging=0.0", "shift=0"),
     *("crop=32", "crop=40", "crop=64"),
 )
 

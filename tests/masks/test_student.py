@@ -22,7 +22,7 @@ from hmg_gpu.masks.makers import learned as learned_maker
 from hmg_gpu.masks.makers import pmg as pmg_maker
 from hmg_gpu.masks.student import student as module
 from hmg_gpu.masks.student import train as teaching
-from hmg_gpu.masks.student.crops import choose, gather, normalise, paste, stretch, unturn
+from hmg_gpu.masks.student.crops import choose, gather, normalise, own_pixels, paste, stretch, unturn
 from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
 from hmg_gpu.masks.student.student import Student, StudentSettings
@@ -263,6 +263,20 @@ def test_which_mask_a_point_gets_by_hand() -> None:
     assert torch.equal(own[2], fallback[2])
     assert own[1].nonzero().tolist() == [[3, 4], [4, 4], [5, 4], [7, 4]]
     assert own[3].nonzero().tolist() == [[4, 4], [4, 5], [4, 6], [4, 7]]
+
+
+def test_the_threshold_of_a_large_target_falls_with_its_area_by_hand() -> None:
+    """A square of 160 pixels, four times as many as LARGE, and one of 40; each has a fringe below the threshold."""
+    probabilities = torch.zeros(2, 31, 31)
+    probabilities[0, 10:20, 8:24] = probabilities[1, 13:18, 12:20] = 0.9
+    probabilities[:, 15, 24:27] = 0.05
+    probabilities[:, 14, 24:27] = 0.03
+    probabilities[1, 15, 20:24] = 0.05
+    own, usable, level = own_pixels(probabilities, 0.15, 0.2)
+    assert level.flatten().tolist() == pytest.approx([0.15 / 4, 0.15]) and bool(usable.all())
+    assert own.sum((1, 2)).tolist() == [163, 40] and bool(own[0, 15, 24:27].all())
+    assert torch.equal(choose(probabilities, own & False, 0.15, 0.2), own)
+    assert torch.equal(stretch(probabilities, level) >= 0.5, probabilities >= level)
 
 
 def test_masks_are_united_within_their_images_only() -> None:
@@ -545,7 +559,7 @@ def test_refusals(tmp_path: Path) -> None:
         refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "64 rising lengths")
     learned.save(path, {"extents": {"8": 24}})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
-    learned.save(path, {"extents": [8, 9]})
+    learned.save(path, {"extents": [8, 9], "placements": [[], []]})
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
     learned.networks[8][1].head.bias.data = learned.networks[8][1].head.bias.data.double()
     learned.save(path)

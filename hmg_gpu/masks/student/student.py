@@ -71,7 +71,7 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 200  # of each network in each round; for every further set as many again
+    steps: int = 400  # of each network in each round; for every further set as many again
     batch_size: int = 32  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
@@ -80,7 +80,7 @@ class StudentSettings:
     flips: bool = True  # when predicting, the networks share the eight flips and transposes of a crop
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.15  # of the probabilities; 0: where the members agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.15  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
     link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
@@ -320,8 +320,8 @@ class Student:
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, pmg)
             probabilities = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
-            pixels, usable = own_pixels(probabilities, self.threshold, self.settings.link)
-            probabilities = stretch(probabilities, self.threshold)
+            pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
+            probabilities = stretch(probabilities, level)
             # Other targets' pixels are theirs.
             probabilities = torch.where(pixels | (probabilities < 0.5), probabilities, 0)
             values = torch.where(usable[:, None, None], probabilities, fallback.float())
@@ -359,7 +359,8 @@ def _checked_placements(path: str | os.PathLike, values: Any, extents: int) -> l
     valid = all(_lists(row) and [type(value) for value in row] == [float] * 3 for row in rows)
     valid = valid and all(area > 0 and max(abs(down), abs(across)) <= 8 for area, down, across in rows)
     areas = [[area for area, *_ in placement] for placement in values] if valid else []
-    if len(areas) != extents or any(rising != sorted(rising) or len(rising) > CLASSES for rising in areas):
+    valid = valid and all(rising == sorted(rising) and len(rising) <= CLASSES for rising in areas)
+    if not valid or len(values) != extents:
         raise InputError(f"{path}: its placements are {str(values)[:80]}, expected rows of area, down and across")
     return [tuple(map(tuple, placement)) for placement in values]
 
