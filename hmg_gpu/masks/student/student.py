@@ -71,7 +71,7 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round; for every further set as many again
+    steps: int = 350  # of each network in each round; for every further set as many again
     batch_size: int = 32  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
