@@ -32,7 +32,8 @@ from hmg_gpu.evaluation.paper import Report, paper_points, sort_checkpoints
 from hmg_gpu.evaluation.pictures import PICKS, draw_sheet
 from hmg_gpu.evaluation.plots import plot_detector, plot_sides, plot_sweep, require_matplotlib
 from hmg_gpu.evaluation.runs import read_run, runs_markdown, runs_rows, runs_tables
-from hmg_gpu.evaluation.tables import mask_table, size_table, sweep_csv
+from hmg_gpu.evaluation.tables import mask_table, size_table, sweep_csv, target_tables
+from hmg_gpu.evaluation.targets import MEANING
 from hmg_gpu.masks import make_maker
 from hmg_gpu.models.predict import PADDINGS
 
@@ -43,10 +44,14 @@ def masks(options: argparse.Namespace, console: Console) -> None:
     """Quality of initial masks on a split, by each maker of --masks; with --checkpoint of all the updating process."""
     inputs = open_inputs(options, console)
     evaluation.require_truth(inputs.data)
-    rows = evaluation.measure_masks(inputs.data, collect(inputs, console), inputs.makers)
+    found = collect(inputs, console)
+    rows = evaluation.measure_masks(inputs.data, found, inputs.makers)
     console.print(mask_table(f"Masks of {inputs.title} ({len(inputs.data)} images, {options.points})", rows))
     console.print(size_table(rows))
-    inputs.save("masks.json", console, rows=rows)
+    more = evaluation.measure_targets(inputs.data, found, inputs.makers, options.by)
+    for table in target_tables(more):
+        console.print(table)
+    inputs.save("masks.json", console, rows=rows, **more)
 
 
 def detector(options: argparse.Namespace, console: Console) -> None:
@@ -218,7 +223,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     weights = "--checkpoint runs/NUAA-SIRST-unet-seed0/stage2.safetensors"
 
-    add_command(commands, masks, "--data data/NUDT-SIRST --masks pmg learned", split="train", several=True)
+    option = add_command(
+        commands, masks, "--data data/NUDT-SIRST --masks pmg learned --by size reach", split="train", several=True
+    )
+    text = "also IoU and what is lost by class of targets, of the last mask: " + ", ".join(MEANING)
+    option("--by", nargs="+", default=[], choices=[*MEANING], metavar="WHAT", help=text)
 
     option = add_command(commands, detector, f"--data data/NUAA-SIRST {weights}", split="test", plots=True)
     option("--point-prompt", action="store_true", help="correct the predictions by the points (Table 5)")

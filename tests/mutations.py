@@ -211,8 +211,8 @@ BUGS = (
     ),
     Bug(
         "student: parts of a target joined at the threshold itself",
-        "connected_components(probabilities >= link * threshold)",
-        "connected_components(probabilities >= threshold)",
+        "connected_components(probabilities >= link * level)",
+        "connected_components(probabilities >= level)",
         "test_student.py",
     ),
     Bug(
@@ -235,9 +235,21 @@ BUGS = (
     ),
     Bug(
         "student: further rounds forget the extent of a set",
-        "masks_around(moved, radius, course.pmg, centres=data.points[:, 1:])",
-        "masks_around(moved, radius, replace(course.pmg, extent=25), centres=data.points[:, 1:])",
+        "lesson_masks(moved, radius, course.pmg, centres=data.points[:, 1:])",
+        "lesson_masks(moved, radius, replace(course.pmg, extent=25), centres=data.points[:, 1:])",
         "test_student.py",
+    ),
+    Bug(
+        "student: annotations beside what images show are not followed",
+        "return place(values, areas, placement)",
+        "return values",
+        "test_placement.py",
+    ),
+    Bug(
+        "student: every target's lesson searched as far as the set's",
+        "WIDTHS * masks.sum((1, 2)).clamp(min=1).sqrt()",
+        "99 * masks.sum((1, 2)).clamp(min=1).sqrt()",
+        "test_lessons.py",
     ),
     Bug(
         "kernel, labels: the diagonal to the upper right does not join",

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hmg_gpu.commands.coco import write_coco
+from hmg_gpu.commands.confidence import join_confidence, write_confidence
 from hmg_gpu.commands.inputs import Source, open_source
 from hmg_gpu.commands.journal import SUMMARY, Journal, check_data, missing, take_up, unfinished
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
@@ -92,6 +93,7 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
             if options.overlays:
                 _write_overlays(out / "overlays", data.to("cpu"), {kind: predicted}, parts[part][0])
             _write_masks(out, data, predicted)
+            write_confidence(out, part, data, maker)
             journal.add(part, counts)
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
             made += len(data)
@@ -106,6 +108,7 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
     how |= {"settings": settings, "device": options.device, "ranks": team.ranks, "versions": provenance()}
 
     def finish() -> None:
+        join_confidence(out, range(len(parts)))
         if options.coco:
             with write_coco(out / "coco.json", source.files, source.sizes, options.coco) as coco:
                 for part in parts:

@@ -6,12 +6,14 @@ is defined in :mod:`hmg_gpu.evaluation.size_classes`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
@@ -20,6 +22,7 @@ from hmg_gpu.data.source import SYNTHETIC, load_split
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.evaluation.pictures import pick_examples
 from hmg_gpu.evaluation.size_classes import joined_targets, size_classes, size_classes_of
+from hmg_gpu.evaluation.targets import BOUNDS, by_class, compared, describe_targets, sureness
 from hmg_gpu.masks import Evidence, Maker, Rule, Union
 from hmg_gpu.models.network import Network
 from hmg_gpu.updater import MaskUpdater
@@ -133,6 +136,39 @@ def collect_masks(
             "--checkpoint"
         )
     return masks
+
+
+def measure_targets(
+    data: ImageSet, masks: Mapping[str, Tensor], makers: Sequence[Maker], by: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the last mask loses by class of targets, and what the confidence of makers that have one is worth.
+
+    Args:
+        masks: as :func:`collect_masks` gives them.
+        by: names of :data:`hmg_gpu.evaluation.targets.BOUNDS`; the teacher is the first mask.
+
+    Returns:
+        ``by``: for each name the rows of ``by_class``; ``confidence``: for each maker with one ``sureness``. Only
+        targets with a point of their own count.
+    """
+    result: dict[str, Any] = {"by": {}, "confidence": {}}
+    sure = {name: maker.confidence(data) for name, maker in zip(row_names(makers), makers, strict=True)}
+    sure = {name: found for name, found in sure.items() if found is not None and name in masks}
+    if not by and not sure:
+        return result
+    targets = describe_targets(data)
+    counted = {name: compared(mask, data, targets) for name, mask in masks.items()}
+    first, last = (counted[name] for name in (next(iter(masks)), list(masks)[-1]))
+    values = targets.described | {"teacher": first[0] / first[1].clamp(min=1)}
+    for name in by:
+        result["by"][name] = by_class(values[name], BOUNDS[name], targets.described["size"], *last)
+    for name, (points, confidence) in sure.items():
+        known = dict(zip(map(tuple, points.tolist()), confidence.tolist(), strict=True))
+        own = torch.tensor([known.get(tuple(point), math.nan) for point in data.points[targets.rows].tolist()])
+        rows = own.isfinite().to(last[0].device)
+        hit, union = (column[rows] for column in counted[name])
+        result["confidence"][name] = sureness(own.to(rows.device)[rows], hit, union)
+    return result
 
 
 def choose_images(data: ImageSet, mask: Tensor, pick: str, count: int, names: Sequence[str] | None) -> list[int]:

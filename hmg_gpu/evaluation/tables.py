@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+
+from hmg_gpu.evaluation.targets import MEANING, describe_class
 
 DEFINITION = "IoU over the set; Pd, Fa as LESPS: 8-connected, centroids closer than 3 px, Fa from unmatched components"
 SIZE_DEFINITION = (
@@ -47,6 +49,27 @@ def size_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, metrics in rows.items():
         table.add_row(escape(name), *(f"{100 * part['iou']:.2f}" for part in metrics["sizes"].values()))
     return table
+
+
+def target_tables(more: Mapping[str, Any]) -> Iterator[Table]:
+    """Tables of what ``evaluation.masks.measure_targets`` gives."""
+    for name, rows in more["by"].items():
+        table = Table(title=f"The last mask's targets by {name}", caption=MEANING[name])
+        for heading in ("", "targets", "IoU %", "missed %", "extra %", "part of all that is lost %"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for row in rows:
+            cells = (f"{100 * row[column]:.1f}" for column in ("iou", "missed", "extra", "lost"))
+            table.add_row(describe_class(name, row["upto"]), str(row["targets"]), *cells)
+        yield table
+    if more["confidence"]:
+        text = "over targets with a point of their own; each against all components of the mask that touch it"
+        table = Table(title="How well the confidence tells good masks", caption=text)
+        for heading in ("", "rank correlation with IoU", "IoU %", "IoU % of the surest 80 %"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name, row in more["confidence"].items():
+            shares = (f"{100 * row[column]:.2f}" for column in ("iou", "iou_surest"))
+            table.add_row(escape(name), f"{row['rank_correlation']:.3f}", *shares)
+        yield table
 
 
 def sweep_csv(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

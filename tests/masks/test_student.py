@@ -22,7 +22,8 @@ from hmg_gpu.masks.makers import learned as learned_maker
 from hmg_gpu.masks.makers import pmg as pmg_maker
 from hmg_gpu.masks.student import student as module
 from hmg_gpu.masks.student import train as teaching
-from hmg_gpu.masks.student.crops import choose, gather, normalise, paste, stretch, unturn
+from hmg_gpu.masks.student.crops import choose, gather, normalise, own_pixels, paste, stretch, unturn
+from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
 from hmg_gpu.masks.student.student import Student, StudentSettings
 from hmg_gpu.masks.student.train import Course, train_student
@@ -164,20 +165,20 @@ def test_a_set_without_points_is_left_out() -> None:
 def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two networks find 10 pixels each at 0.1, half of them common, and the common ones alone at 0.3."""
     data = tiny_set()
-    left, right = object.__new__(CropNet), object.__new__(CropNet)
+    left, right = CropNet(), CropNet()
 
-    def probabilities(
-        self: Student, images: torch.Tensor, points: torch.Tensor, *, extent: int, sizes: torch.Tensor
-    ) -> torch.Tensor:
+    def by_member(
+        self: Student, images: torch.Tensor, points: torch.Tensor, extent: int, sizes: torch.Tensor
+    ) -> list[torch.Tensor]:
         assert extent == 9
-        found = torch.zeros(len(points), 23, 23)
-        found[:, 5, 5:10] = 0.32
-        found[:, 8 if self.networks[9][0] is left else 9, 5:10] = 0.12
-        found[:, 12, 5] = 0.6 if self.networks[9][0] is left else 0.4  # at 0.45 one of them has it alone
-        return found
+        found = torch.zeros(len(self.networks[9]), len(points), 23, 23)
+        found[:, :, 5, 5:10] = 0.32
+        for own, network in zip(found, self.networks[9], strict=True):
+            own[:, 8 if network is left else 9, 5:10] = 0.12
+            own[:, 12, 5] = 0.6 if network is left else 0.4  # at 0.45 one of them has it alone
+        return [found]
 
-    monkeypatch.setattr(Student, "probabilities", probabilities)
-    monkeypatch.setattr(CropNet, "eval", lambda self: self)
+    monkeypatch.setattr(Student, "by_member", by_member)
     pair = Student({9: [left, right]}, QUICK)
     found = teaching.agreement(pair, [data, data], [9, 9], levels=(0.1, 0.15, 0.35, 0.45, 0.9))
     assert found == pytest.approx([6 / 16, 1, 1, 0, 1])
@@ -262,6 +263,20 @@ def test_which_mask_a_point_gets_by_hand() -> None:
     assert torch.equal(own[2], fallback[2])
     assert own[1].nonzero().tolist() == [[3, 4], [4, 4], [5, 4], [7, 4]]
     assert own[3].nonzero().tolist() == [[4, 4], [4, 5], [4, 6], [4, 7]]
+
+
+def test_the_threshold_of_a_large_target_falls_with_its_area_by_hand() -> None:
+    """A square of 160 pixels, four times as many as LARGE, and one of 40; each has a fringe below the threshold."""
+    probabilities = torch.zeros(2, 31, 31)
+    probabilities[0, 10:20, 8:24] = probabilities[1, 13:18, 12:20] = 0.9
+    probabilities[:, 15, 24:27] = 0.05
+    probabilities[:, 14, 24:27] = 0.03
+    probabilities[1, 15, 20:24] = 0.05
+    own, usable, level = own_pixels(probabilities, 0.15, 0.2)
+    assert level.flatten().tolist() == pytest.approx([0.15 / 4, 0.15]) and bool(usable.all())
+    assert own.sum((1, 2)).tolist() == [163, 40] and bool(own[0, 15, 24:27].all())
+    assert torch.equal(choose(probabilities, own & False, 0.15, 0.2), own)
+    assert torch.equal(stretch(probabilities, level) >= 0.5, probabilities >= level)
 
 
 def test_masks_are_united_within_their_images_only() -> None:
@@ -410,7 +425,7 @@ def test_sets_of_one_extent_are_taught_together_by_its_own_network(monkeypatch: 
     settings = replace(QUICK, steps=2, batch_size=5, members=1, flips=False)
     learned = train_student([data, data, data], [Pmg(25), Pmg(8), Pmg(8)], settings=settings)
     (narrow,), (wide,) = learned.networks.values()
-    assert seen == [(narrow, True, 3), (wide, True, 2)] * 6  # of 5 crops 2, 2 and 1
+    assert [one for one in seen if one[1]] == [(narrow, True, 3), (wide, True, 2)] * 6  # of 5 crops 2, 2 and 1
     for extent, network in ((8, narrow), (25, wide)):
         seen.clear()
         assert learned.each(data, Pmg(extent)).shape == (len(data.points), 23, 23)
@@ -457,9 +472,9 @@ def test_further_rounds_keep_the_extents_of_their_sets(monkeypatch: pytest.Monke
 
     def watched(data: ImageSet, radius: int, pmg: Pmg, **more: object) -> torch.Tensor:
         asked.append((pmg.extent, radius, data.points, more.get("centres")))
-        return masks_around(data, radius, pmg, **more)
+        return lesson_masks(data, radius, pmg, **more)
 
-    monkeypatch.setattr(teaching, "masks_around", watched)
+    monkeypatch.setattr(teaching, "lesson_masks", watched)
     sets = [tiny_set(), tiny_set(((30, 31), (33, 40)), seed=9)]
     rounds = []
     settings = replace(QUICK, rounds=2, threshold=0.0)
@@ -544,7 +559,7 @@ def test_refusals(tmp_path: Path) -> None:
         refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "64 rising lengths")
     learned.save(path, {"extents": {"8": 24}})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
-    learned.save(path, {"extents": [8, 9]})
+    learned.save(path, {"extents": [8, 9], "placements": [[], []]})
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
     learned.networks[8][1].head.bias.data = learned.networks[8][1].head.bias.data.double()
     learned.save(path)

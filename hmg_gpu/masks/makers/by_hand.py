@@ -71,6 +71,10 @@ class ByHand(Maker):
     def probabilities(self, data: ImageSet) -> Tensor:
         return functools.reduce(torch.maximum, (maker.probabilities(part) for maker, part in self._split(data)))
 
+    def confidence(self, data: ImageSet) -> tuple[Tensor, Tensor] | None:
+        """Of the points that are not by hand."""
+        return next((self.base.confidence(part) for maker, part in self._split(data) if maker is self.base), None)
+
     def about(self) -> dict[str, Any]:
         rows = sorted((name, *point, extent) for name, row in self.extents.items() for point, extent in row.items())
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()

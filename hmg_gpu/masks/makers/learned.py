@@ -78,6 +78,12 @@ class Learned(Maker):
         parts = (student.soft_masks(part, pmg) for pmg, part in self.pmg.split(data))
         return functools.reduce(torch.maximum, parts)
 
+    def confidence(self, data: ImageSet) -> tuple[Tensor, Tensor]:
+        student = self._ready(data)
+        parts = self.pmg.split(data)
+        points = torch.cat([part.points for _, part in parts])
+        return points, torch.cat([student.confidence(part, pmg) for pmg, part in parts])
+
     def settings(self) -> dict[str, Any]:
         return self.pmg.settings()
 

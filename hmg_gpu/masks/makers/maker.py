@@ -66,6 +66,13 @@ class Maker(Configured, ABC):
         """What lies behind the masks: float32 [N, H, W], at least 0.5 where they are True; here 0 and 1."""
         return self.masks(data).float()
 
+    def confidence(self, data: ImageSet) -> tuple[Tensor, Tensor] | None:
+        """How sure each mask is, told without ground truth: points int64 [P, 3] in any order and float32 [P] in [0, 1].
+
+        None: the maker does not know, as here.
+        """
+        return None
+
     def settled(self, data: ImageSet) -> Tensor:
         """The images whose masks are good enough to start training on: bool [N]; here all. Only rule pal asks."""
         return torch.ones(len(data), dtype=torch.bool, device=data.images.device)

@@ -15,6 +15,8 @@ from torch import Tensor
 from hmg_gpu.masks.components import connected_components
 from hmg_gpu.masks.student.network import distance_maps
 
+LARGE = 40  # pixels of a target from which on its threshold falls
+
 
 def full_sizes(images: Tensor) -> Tensor:
     """int64 [B, 2] of images without padding."""
@@ -79,33 +81,52 @@ def normalise(crops: Tensor) -> Tensor:
 
 def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5, link: float = 1.0) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see ``Student.masks``."""
-    pixels, usable = own_pixels(probabilities, threshold, link)
+    pixels, usable, _ = own_pixels(probabilities, threshold, link)
     return torch.where(usable[:, None, None], pixels, fallback)
 
 
-def stretch(probabilities: Tensor, threshold: float) -> Tensor:
-    """Two straight lines from 0 to 0, from the threshold to 0.5 and from 1 to 1."""
+def stretch(probabilities: Tensor, threshold: float | Tensor) -> Tensor:
+    """Two straight lines from 0 to 0, from the threshold (one, or one for each) to 0.5 and from 1 to 1."""
     below = (probabilities * (0.5 / threshold)).clamp(max=0.5 - 2**-24)
     above = 0.5 + (probabilities - threshold) * (0.5 / (1 - threshold))
     return torch.where(probabilities >= threshold, above, below)
 
 
-def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Tensor, Tensor]:
-    """Pixels [P, K, K] that pass the threshold and belong to the centre's target, and which of the P can be used.
+def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels of each centre's target, which of the P can be used, and where each threshold lies.
 
-    A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass the threshold times
-    ``link`` (hysteresis): a large target keeps its parts. A mask cannot be used where no pixel so near the centre
-    passes the threshold itself, or where it reaches the window's edge.
+    PMG cuts more off the larger a target is, and networks that learn from it are less sure of what it cuts. So the
+    threshold of a target of more than LARGE pixels falls as its area grows.
+
+    Args:
+        probabilities: [P, K, K].
+        threshold, link: as :class:`StudentSettings`.
+
+    Returns:
+        bool [P, K, K], bool [P] and float32 [P, 1, 1]. A mask cannot be used where no pixel within a pixel of the
+        centre passes the threshold itself, or where it reaches the window's edge.
     """
-    components = connected_components(probabilities >= link * threshold)
+    level = torch.full_like(probabilities[:, :1, :1], threshold)
+    level = level * (LARGE / _reached(probabilities, level, link).sum((1, 2)).clamp(min=1)).clamp(max=1)[:, None, None]
+    pixels, centre = _reached(probabilities, level, link), probabilities.shape[1] // 2
+    at = slice(centre - 1, centre + 2)
+    edge = pixels[:, 0].any(1) | pixels[:, -1].any(1) | pixels[:, :, 0].any(1) | pixels[:, :, -1].any(1)
+    return pixels, (probabilities[:, at, at] >= level).any(2).any(1) & ~edge, level
+
+
+def _reached(probabilities: Tensor, level: Tensor, link: float) -> Tensor:
+    """Pixels [P, K, K] that pass the level [P, 1, 1] and belong to the centre's target.
+
+    A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass the level times
+    ``link`` (hysteresis): a large target keeps its parts.
+    """
+    components = connected_components(probabilities >= link * level)
     centre = probabilities.shape[1] // 2
     at = slice(centre - 1, centre + 2)
     labels = components.labels()[:, at, at]
     near = torch.zeros(len(components) + 1, dtype=torch.bool, device=probabilities.device)
     near[labels.flatten()] = True
-    pixels = components.mask(near[1:]) & (probabilities >= threshold)
-    edge = pixels[:, 0].any(1) | pixels[:, -1].any(1) | pixels[:, :, 0].any(1) | pixels[:, :, -1].any(1)
-    return pixels, (probabilities[:, at, at] >= threshold).any(2).any(1) & ~edge
+    return components.mask(near[1:]) & (probabilities >= level)
 
 
 def paste(masks: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ error on a target; the second pair, of other halves, makes the mean steadier. PM
 can only cut), so the threshold of the probabilities lies low, where PMG's alpha lies by default: the share of the
 contrast at which PMG lets a target begin. README shows others and what that is worth.
 
+Annotators may put masks beside what an image shows; the points tell (``placement.py``).
+
 Sets that are taught together may want masks of different extent: each extent has a normalisation of its own, and layers
 from where the network is coarsest; the convolutions before are shared. Here are the settings and what a trained student
 does; ``train.py`` trains it, ``crops.py`` has the geometry.
@@ -23,12 +25,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, takewhile
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
@@ -48,12 +51,15 @@ from hmg_gpu.masks.student.crops import (
     window_positions,
 )
 from hmg_gpu.masks.student.network import CropNet
+from hmg_gpu.masks.student.placement import CLASSES, Placement, place
 from hmg_gpu.masks.windows import masks_around
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 
 GROUP = 4096  # points whose masks are held at a time
 NETS = 256  # crops at a time through a network that does not train
 EXTENTS = 64  # that one student may have learned from
+NEAR = 2  # pixels around a mask whose probabilities tell how sure it is
+VIEWS = (0, 7, 1, 6, 2, 5, 3, 4)  # of a crop, each pair from opposite sides; the networks share them
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,16 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
-    steps: int = 400  # of each network in each round; for every further set as many again
-    batch_size: int = 64  # crops; sets that are taught together have equal parts of it
+    steps: int = 350  # of each network in each round; for every further set as many again
+    batch_size: int = 32  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
     weight_decay: float = 1e-2
     cross_entropy: float = 0.2  # weight beside soft-IoU
-    averaging: float = 0.99  # of the weights from step to step; 0: the last weights alone
-    flips: bool = True  # average the eight flips and transposes of a crop when predicting
+    averaging: float = 0.98  # of the weights from step to step; 0: the last weights alone
+    flips: bool = True  # when predicting, the networks share the eight flips and transposes of a crop
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.15  # of the probabilities; 0: where the members agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.15  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
     link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
@@ -110,6 +116,7 @@ class Student:
         threshold: of the probabilities, in (0, 1); None: the settings', or 0.5 where they leave it open.
         learned_from: the record of each set that it learned from (:func:`hmg_gpu.data.record.record_of`), kept in its
             file; none where nobody knows.
+        placements: for each extent where its sets have their masks against what images show; not given: there.
     """
 
     def __init__(
@@ -118,11 +125,13 @@ class Student:
         settings: StudentSettings,
         threshold: float | None = None,
         learned_from: Sequence[Record] = (),
+        placements: Mapping[int, Placement] | None = None,
     ):
         self.networks = {extent: [network.eval() for network in networks[extent]] for extent in sorted(networks)}
         self.settings = settings
         self.threshold = threshold or settings.threshold or 0.5
         self.learned_from = tuple(learned_from)
+        self.placements = {extent: (placements or {}).get(extent, ()) for extent in self.networks}
 
     def nearest(self, extent: int) -> int:
         """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
@@ -135,8 +144,8 @@ class Student:
         return self
 
     def digest(self) -> str:
-        """SHA-256 of all that decides its masks: weights, settings and threshold."""
-        text = json.dumps([asdict(self.settings), [*self.networks], self.threshold])
+        """SHA-256 of all that decides its masks: weights, settings, threshold and placements."""
+        text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, [*self.placements.values()]])
         checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
             for value in network.state_dict().values():
@@ -146,7 +155,7 @@ class Student:
     def member(self, number: int) -> Student:
         """One of its networks alone."""
         networks = {extent: [family[number]] for extent, family in self.networks.items()}
-        return Student(networks, replace(self.settings, members=1), self.threshold)
+        return Student(networks, replace(self.settings, members=1), self.threshold, placements=self.placements)
 
     def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
         """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
@@ -160,6 +169,7 @@ class Student:
             tensors |= {f"{_lesson(number)}{name}": value for name, value in record.items()}
         description = {"student": asdict(self.settings), "extents": [*self.networks], "threshold": self.threshold}
         description["learned_from"] = [{"data": in_words(record)} | data_digest(record) for record in self.learned_from]
+        description["placements"] = [*self.placements.values()]
         save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
 
     @classmethod
@@ -185,6 +195,7 @@ class Student:
         valid = all(type(extent) is int and 0 < extent < 10**5 for extent in extents)
         if not valid or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
             raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
+        placements = _checked_placements(path, description.get("placements", [()] * len(extents)), len(extents))
         tensors = read_tensors(path)
         networks: dict[int, list[CropNet]] = {}
         for extent in extents:
@@ -197,7 +208,8 @@ class Student:
                         "copy the file again"
                     )
                 networks[extent].append(network.to(device, memory_format=torch.channels_last))
-        return cls(networks, settings, threshold, find_lessons(tensors))
+        placed = dict(zip(extents, placements, strict=True))
+        return cls(networks, settings, threshold, find_lessons(tensors), placed)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, points: Tensor, *, extent: int = 25, sizes: Tensor | None = None) -> Tensor:
@@ -212,21 +224,37 @@ class Student:
         Returns:
             float32 [P, 2 R + 1, 2 R + 1], the point at [R, R]; R = ``settings.radius``.
         """
-        sizes = full_sizes(images) if sizes is None else sizes
-        networks, radius = self.networks[self.nearest(extent)], self.settings.radius
-        views = range(8) if self.settings.flips else range(1)
-        view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
-        result = torch.zeros(len(points), 2 * radius + 1, 2 * radius + 1, device=images.device)
-        for first in range(0, len(points), NETS):
-            part = points[first : first + NETS]
-            total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-            for view in views:
-                crops = normalise(gather(images, part, sizes, self.settings.crop, view_bits[view].expand(len(part), 3)))
-                for network in networks:
-                    probability = network(crops)[:, 0].sigmoid()  # [p, S, S]
-                    total += unturn(probability, view, radius)
-            result[first : first + len(part)] = total / (len(views) * len(networks))
+        side = 2 * self.settings.radius + 1
+        result = torch.zeros(len(points), side, side, device=images.device)
+        done = 0
+        for values in self.by_member(images, points, extent, full_sizes(images) if sizes is None else sizes):
+            mean = values.mean(0)
+            result[done : done + len(mean)] = self._placed(mean, mean, extent)
+            done += len(mean)
         return result
+
+    @torch.no_grad()
+    def by_member(self, images: Tensor, points: Tensor, extent: int, sizes: Tensor) -> Iterator[Tensor]:
+        """What each network makes of its views, of some points at a time and where images show it: [M, p, K, K]."""
+        networks, radius = self.networks[self.nearest(extent)], self.settings.radius
+        view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
+        for part in points.split(NETS):
+            values = torch.zeros(len(networks), len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
+            for number, network in enumerate(networks):
+                views = _views(number, len(networks)) if self.settings.flips else (0,)
+                for view in views:
+                    turn = view_bits[view].expand(len(part), 3)
+                    crops = normalise(gather(images, part, sizes, self.settings.crop, turn))
+                    values[number] += unturn(network(crops)[:, 0].sigmoid(), view, radius) / len(views)
+            yield values
+
+    def _placed(self, mean: Tensor, values: Tensor, extent: int) -> Tensor:
+        """Probabilities where the annotators have their masks, by the area that the mean of all networks gives."""
+        placement = self.placements[self.nearest(extent)]
+        if not placement:
+            return values
+        areas = own_pixels(mean, self.threshold, 1.0)[0].sum((1, 2))
+        return place(values, areas, placement)
 
     def masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """Masks of a set, united per image.
@@ -253,6 +281,33 @@ class Student:
         probabilities = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
         return choose(probabilities, fallback, self.threshold, self.settings.link)
 
+    def confidence(self, data: ImageSet, pmg: Pmg) -> Tensor:
+        """How sure each point's mask is, without ground truth: float32 [P] in [0, 1], in the points' order.
+
+        The soft IoU of the mask with each network's probabilities near it, and the mean over the networks. It is low
+        where one network doubts, and where networks differ.
+
+            sum(p m) / (sum(m) + sum(p (1 - m)))
+
+        Args:
+            data, pmg: as :meth:`masks`.
+        """
+        result = torch.zeros(len(data.points), device=data.images.device)
+        done, extent = 0, pmg.fit(data).extent
+        for values in self.by_member(data.images, data.points, extent, data.sizes):
+            rows = slice(done, done + values.shape[1])
+            done = rows.stop
+            mean = values.mean(0)
+            part = replace(data, points=data.points[rows])
+            fallback = masks_around(part, self.settings.radius, pmg)
+            mask = choose(self._placed(mean, mean, extent), fallback, self.threshold, self.settings.link).float()
+            near = F.max_pool2d(mask[:, None], 2 * NEAR + 1, 1, NEAR)[:, 0]
+            for own in values:
+                own = self._placed(mean, own, extent) * near
+                hit = (own * mask).sum((1, 2))
+                result[rows] += hit / (mask.sum((1, 2)) + own.sum((1, 2)) - hit).clamp(min=1e-6) / len(values)
+        return result
+
     def soft_masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """The probabilities behind :meth:`masks`, for :func:`hmg_gpu.soft_update`: float32 [N, H, W].
 
@@ -265,8 +320,8 @@ class Student:
             part = replace(data, points=points)
             fallback = masks_around(part, self.settings.radius, pmg)
             probabilities = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
-            pixels, usable = own_pixels(probabilities, self.threshold, self.settings.link)
-            probabilities = stretch(probabilities, self.threshold)
+            pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
+            probabilities = stretch(probabilities, level)
             # Other targets' pixels are theirs.
             probabilities = torch.where(pixels | (probabilities < 0.5), probabilities, 0)
             values = torch.where(usable[:, None, None], probabilities, fallback.float())
@@ -274,6 +329,12 @@ class Student:
             position = torch.where(inside, position, len(soft) - 1)
             soft.scatter_reduce_(0, position.flatten(), values.flatten(), "amax")
         return soft[:-1].view(shape)
+
+
+def _views(number: int, members: int) -> tuple[int, ...]:
+    """Of a network's crops when predicting; together the networks see all."""
+    first = len(VIEWS) * number // members
+    return VIEWS[first : max(first + 1, len(VIEWS) * (number + 1) // members)]
 
 
 def _prefix(extent: int, number: int) -> str:
@@ -290,6 +351,22 @@ def find_lessons(tensors: Mapping[str, Tensor]) -> list[Record]:
     """The records of what a student learned from, in its file; none in one of an older version."""
     records = takewhile(lambda record: record is not None, (find_record(tensors, _lesson(row)) for row in count()))
     return list(records)
+
+
+def _checked_placements(path: str | os.PathLike, values: Any, extents: int) -> list[Placement]:
+    """Of a file; one before placements has none."""
+    rows = [row for placement in values for row in placement] if _lists(values) and all(map(_lists, values)) else [0]
+    valid = all(_lists(row) and [type(value) for value in row] == [float] * 3 for row in rows)
+    valid = valid and all(area > 0 and max(abs(down), abs(across)) <= 8 for area, down, across in rows)
+    areas = [[area for area, *_ in placement] for placement in values] if valid else []
+    valid = valid and all(rising == sorted(rising) and len(rising) <= CLASSES for rising in areas)
+    if not valid or len(values) != extents:
+        raise InputError(f"{path}: its placements are {str(values)[:80]}, expected rows of area, down and across")
+    return [tuple(map(tuple, placement)) for placement in values]
+
+
+def _lists(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _filled(tensors: Mapping[str, Tensor], prefix: str) -> CropNet | None:
