@@ -96,8 +96,8 @@ BUGS = (
     ),
     Bug(
         "mask: P > 0.5 for P >= 0.5",
-        "torch.where(inside & (score >= 0), position, pixels)",
-        "torch.where(inside & (score > 0), position, pixels)",
+        "inside if soft else inside & (score >= 0)",
+        "inside if soft else inside & (score > 0)",
         PMG,
     ),
     Bug(
@@ -121,9 +121,8 @@ BUGS = (
     ),
     Bug(
         "radius measured as the crow flies",
-        "(components.sum_y[component] - area * y).abs() + (components.sum_x[component] - area * x).abs()",
-        "torch.hypot((components.sum_y[component] - area * y).double(), "
-        "(components.sum_x[component] - area * x).double())",
+        "(sum_y - area * y).abs() + (sum_x - area * x).abs()",
+        "torch.hypot((sum_y - area * y).double(), (sum_x - area * x).double())",
         UPDATE,
     ),
     Bug("radius: < for <=", "distance <= radius * area", "distance < radius * area", UPDATE),

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.backend import backend_for
-from hmg_gpu.common.checks import check_batch, check_mask, check_offsets, check_points, check_same, check_sizes
+from hmg_gpu.common.checks import (
+    can_read,
+    check_batch,
+    check_mask,
+    check_offsets,
+    check_points,
+    check_same,
+    check_sizes,
+)
 from hmg_gpu.plain import update as plain
 from hmg_gpu.plain.components import connected_components
 
@@ -100,6 +108,8 @@ def retrieve_missed(initial: Tensor, filtered: Tensor) -> Tensor:
     check_mask(initial, "initial")
     check_mask(filtered, "filtered")
     check_same(initial, filtered, "initial", "filtered")
+    if can_read(initial):  # NumPy stays on one thread: too little work for several
+        return torch.from_numpy(initial.numpy() | filtered.numpy())
     return initial | filtered
 
 

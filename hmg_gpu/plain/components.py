@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.backend import backend_for
-from hmg_gpu.common.checks import check_mask, check_sizes
+from hmg_gpu.common.checks import can_read, check_mask, check_sizes
 from hmg_gpu.common.tensors import valid_area
 
 
@@ -65,9 +65,30 @@ class Components:
 
     def mask(self, chosen: Tensor) -> Tensor:
         """bool [B, H, W]: the pixels of the components where ``chosen`` (bool [K]) is True."""
+        if can_read(self.pixels):  # NumPy stays on one thread: these operations are too small for several
+            host = np.zeros(self.shape, dtype=np.bool_)
+            host.reshape(-1)[self.pixels.numpy()[chosen.numpy()[self.component.numpy()]]] = True
+            return torch.from_numpy(host)
         plane = torch.zeros(self.shape, dtype=torch.bool, device=self.pixels.device)
         plane.view(-1)[self.pixels[chosen[self.component]]] = True
         return plane
+
+
+def pairs_of(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Number each row's pairs: of ``counts`` (int64 [K]) the row of every pair, and its number in the row; [sum].
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.plain.components import pairs_of
+        >>> pairs_of(torch.tensor([2, 0, 3]))
+        (tensor([0, 0, 2, 2, 2]), tensor([0, 1, 0, 1, 2]))
+    """
+    if can_read(counts):  # NumPy stays on one thread
+        row = torch.from_numpy(np.repeat(np.arange(len(counts)), counts.numpy()))
+    else:
+        row = torch.repeat_interleave(counts)
+    first = (counts.cumsum(0) - counts).index_select(0, row)
+    return row, torch.arange(len(row), device=counts.device) - first
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hmg_gpu.plain.components import Components, connected_components
+from hmg_gpu.common.checks import can_read
+from hmg_gpu.plain.components import Components, connected_components, pairs_of
 
 
 def counts_on_host(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: float) -> Tensor:
@@ -14,8 +15,12 @@ def counts_on_host(prediction: Tensor, target: Tensor, sizes: Tensor | None, dis
     predicted, truth = connected_components(prediction, sizes), connected_components(target, sizes)
     # Foreground is sparse: the counts follow from its pixels, no plane is read again.
     predicted_pixels, target_pixels = _per_image(predicted, predicted.area), _per_image(truth, truth.area)
-    shared = target.reshape(-1)[predicted.pixels]  # [F], where the prediction lies on the target
-    intersection = torch.bincount(predicted.pixels[shared] // (height * width), minlength=batch)
+    if can_read(target):  # NumPy stays on one thread: too little work for several
+        found = predicted.pixels.numpy()  # [F]
+        shared = torch.from_numpy(found[target.reshape(-1).numpy()[found]] // (height * width))
+    else:
+        shared = predicted.pixels[target.reshape(-1)[predicted.pixels]] // (height * width)
+    intersection = torch.bincount(shared, minlength=batch)  # where the prediction lies on the target
     union = predicted_pixels + target_pixels - intersection
     pixels = torch.full_like(union, height * width) if sizes is None else sizes.prod(1)
 
@@ -38,15 +43,14 @@ def _match(predicted: Components, truth: Components, distance: float) -> Tensor:
     """Greedy matching in raster order: int64 [ground-truth components], the predicted component or -1."""
     # Pair every ground-truth component with every predicted one of its image; only close pairs remain.
     per_image = torch.bincount(predicted.image, minlength=predicted.shape[0])
-    pairs = per_image[truth.image]
-    first = (per_image.cumsum(0) - per_image)[truth.image]
-    left = torch.repeat_interleave(pairs)
-    right = torch.arange(len(left), device=left.device) - (pairs.cumsum(0) - pairs - first)[left]
+    left, number = pairs_of(per_image.index_select(0, truth.image))
+    first = (per_image.cumsum(0) - per_image).index_select(0, truth.image)
+    right = number + first.index_select(0, left)
     # Centroid distance times both areas, in whole numbers: exact where a distance of exactly 3 px must not match (up to
     # areas of 4,700 pixels each; beyond that the squares round).
-    area, true_area = predicted.area[right], truth.area[left]
-    offset_y = predicted.sum_y[right] * true_area - truth.sum_y[left] * area
-    offset_x = predicted.sum_x[right] * true_area - truth.sum_x[left] * area
+    area, sum_y, sum_x = (each.index_select(0, right) for each in (predicted.area, predicted.sum_y, predicted.sum_x))
+    true_area, true_y, true_x = (each.index_select(0, left) for each in (truth.area, truth.sum_y, truth.sum_x))
+    offset_y, offset_x = sum_y * true_area - true_y * area, sum_x * true_area - true_x * area
     close = offset_y.double() ** 2 + offset_x.double() ** 2 < (distance * (area * true_area).double()) ** 2
 
     match = torch.full((len(truth),), -1)

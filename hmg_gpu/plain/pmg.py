@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.checks import can_read
+from hmg_gpu.common.threads import map_groups
 
 # Pixels that one group of points may gather: small enough for a CPU's cache, large enough to fill a GPU.
 _GROUP_PIXELS = {"cpu": 1 << 17}
-
 _GROUP_PIXELS_ACCELERATOR = 1 << 25
+_LEAST_PIXELS = 1 << 15  # below this PyTorch itself stays on one thread
+_GROUPS = 8  # at least, where there are enough pixels: several threads share them
 
 
 class Search(NamedTuple):
@@ -37,8 +40,9 @@ class Search(NamedTuple):
 def point_to_box(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Tensor:
     if len(points) == 0:
         return points.new_zeros((0, 4))
-    group = max(1, _group_pixels(images) // (4 * (extent + 1) * (2 * half_width + 1)))
-    return torch.cat([search(images, rows, extent, half_width, sizes).boxes for rows in points.split(group)])
+    pixels = 4 * (extent + 1) * (2 * half_width + 1)
+    groups = points.split(max(1, _group_pixels(images, pixels * len(points)) // pixels))
+    return torch.cat(map_groups(lambda rows: search(images, rows, extent, half_width, sizes).boxes, groups, images))
 
 
 def search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: Tensor | None) -> Search:
@@ -56,7 +60,7 @@ def search(images: Tensor, points: Tensor, extent: int, half_width: int, sizes: 
             position = _flat(images, image[:, None, None], held[:, :, None], line[:, None, :])
         else:
             position = _flat(images, image[:, None, None], line[:, None, :], held[:, :, None])
-        values = images.reshape(-1)[position].float()  # [P, J, S]
+        values = _read(images, position)  # [P, J, S]
         # Held to the image a position repeats a border pixel that the region holds anyway: the maximum needs no mask.
         vmax = values.amax(1)
         vsum = torch.where((held == wanted)[:, :, None], values, 0).sum(1, dtype=_wide(values))
@@ -98,13 +102,18 @@ def paint(images: Tensor, points: Tensor, boxes: Tensor, extent: int, alpha: flo
     pixels = images.numel()
     # One slot past the end takes the writes of pixels outside the boxes, so that no shape depends on the data.
     canvas = _zeros(pixels + 1, torch.float32 if soft else torch.bool, images)
-    for rows, frames, radius in _groups(images, points, boxes, extent):
-        score, inside, position = _normalise_directions(images, rows, frames, radius, alpha)
-        if soft:
-            probability = 0.5 + score / 6
-            canvas.scatter_reduce_(0, torch.where(inside, position, pixels).flatten(), probability.flatten(), "amax")
-        else:
-            canvas.scatter_(0, torch.where(inside & (score >= 0), position, pixels).flatten(), True)
+    turn = Lock()  # groups may overlap on the canvas
+
+    def paint_group(group: tuple[Tensor, Tensor, int]) -> None:
+        score, inside, position = _normalise_directions(images, *group, alpha)
+        chosen = torch.where(inside if soft else inside & (score >= 0), position, pixels).flatten()
+        with turn:
+            if soft:
+                canvas.scatter_reduce_(0, chosen, (0.5 + score / 6).flatten(), "amax")
+            else:
+                canvas.scatter_(0, chosen, True)
+
+    map_groups(paint_group, _groups(images, points, boxes, extent), images)
     return canvas[:pixels].view(images.shape)
 
 
@@ -121,12 +130,13 @@ def _groups(images: Tensor, points: Tensor, boxes: Tensor, extent: int):
     Where values may be read, points with boxes of like size go together and the window fits the largest of them;
     elsewhere every window has the radius ``extent``.
     """
-    limit = _group_pixels(images)
     if not can_read(boxes):
+        limit = _group_pixels(images, 0)
         for group in torch.arange(len(points), device=points.device).split(max(1, limit // (2 * extent + 1) ** 2)):
             yield points[group], boxes[group], extent
         return
     distance = reach(points, boxes)
+    limit = _group_pixels(images, int(((2 * distance + 1) ** 2).sum()))
     order = distance.argsort(descending=True)
     distance = distance[order].tolist()
     start = 0
@@ -164,7 +174,7 @@ def _normalise_directions(
     rows = torch.minimum(torch.maximum(rows, y0), torch.maximum(y1 - 1, y0))
     columns = torch.minimum(torch.maximum(columns, x0), torch.maximum(x1 - 1, x0))
     position = _flat(images, image[:, None, None], rows[:, :, None], columns[:, None, :])  # [P, S, S]
-    window = images.reshape(-1)[position].float()  # [P, S, S]
+    window = _read(images, position)  # [P, S, S]
 
     # Minimum, maximum and sum of every row and column of the box, from which those of its five parts follow.
     held = torch.where(inside, window, 0)
@@ -236,10 +246,17 @@ def _flat(images: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Tenso
     return (image * height + rows) * width + columns
 
 
+def _read(images: Tensor, position: Tensor) -> Tensor:
+    """float32 intensities at flat positions. On a CPU index_select takes a third of the time of indexing."""
+    return images.reshape(-1).index_select(0, position.flatten()).view(position.shape).float()
+
+
 def _wide(values: Tensor) -> torch.dtype:
     """The type that sums are made in: float64, so that their order does not matter; Apple's GPUs have none."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _group_pixels(images: Tensor) -> int:
-    return _GROUP_PIXELS.get(images.device.type, _GROUP_PIXELS_ACCELERATOR)
+def _group_pixels(images: Tensor, total: int) -> int:
+    """Pixels of a group, of so many in all. How many threads there are does not count: groups decide last bits."""
+    most = _GROUP_PIXELS.get(images.device.type, _GROUP_PIXELS_ACCELERATOR)
+    return min(most, max(total // _GROUPS, _LEAST_PIXELS)) if images.device.type == "cpu" else most

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hmg_gpu.plain.components import Components
+from hmg_gpu.plain.components import Components, pairs_of
 
 
 def fuse(probability: Tensor, initial: Tensor, filtered: Tensor, weight: float) -> Tensor:
@@ -29,13 +29,12 @@ def near_a_point(components: Components, points: Tensor, radius: int, sizes: Ten
     counts = torch.bincount(points[:, 0], minlength=batch)  # points of each image
 
     # Pair every component with every point of its image.
-    pairs = counts[components.image]  # [K]
-    component = torch.repeat_interleave(pairs)  # [pairs]
-    start = (counts.cumsum(0) - counts)[components.image]
-    point = torch.arange(len(component), device=points.device) - (pairs.cumsum(0) - pairs - start)[component]
-    _, y, x = points[point].unbind(1)
-    area = components.area[component]
-    distance = (components.sum_y[component] - area * y).abs() + (components.sum_x[component] - area * x).abs()
+    component, number = pairs_of(counts.index_select(0, components.image))  # [pairs]
+    start = (counts.cumsum(0) - counts).index_select(0, components.image)  # [K]
+    _, y, x = points.index_select(0, number + start.index_select(0, component)).unbind(1)
+    moments = (components.area, components.sum_y, components.sum_x)
+    area, sum_y, sum_x = (each.index_select(0, component) for each in moments)
+    distance = (sum_y - area * y).abs() + (sum_x - area * x).abs()
     kept = torch.zeros(len(components), dtype=torch.bool, device=points.device)
     kept[component[distance <= radius * area]] = True
     return kept

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import loops, makers, peers, review, rules, student
+from bench import loops, makers, peers, review, rules, student, threads
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -147,6 +147,24 @@ def test_plots_of_sweeps(tmp_path: Path) -> None:
     figures = run_case(case, seconds=0)
     (path,) = write_plots(tmp_path, [case], {"figures": figures, "exponents": exponents(figures)})
     assert path.name == "throughput-made-up.png" and Image.open(path).size[0] > 800
+
+
+def test_one_thread_and_several_are_timed_quiet_and_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    path = tmp_path / "threads.json"
+    common = ["--size", "64", "--seconds", "0", "--busy", "1", "--only", "update", "--json", str(path)]
+    monkeypatch.setattr(threads, "FRACTION", 1e9)
+    assert threads.main(common) == 0 and torch.get_num_threads() == before
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["work"], row["busy"]) for row in rows] == [
+        (f"update, {n} images", busy) for n in (8, 64) for busy in (0, 1)
+    ]
+    assert all(row["pairs"] == 5 and row["one"][0] <= row["one"][1] <= row["one"][2] for row in rows)
+    monkeypatch.setattr(threads, "FRACTION", 0)
+    assert threads.main(common) == 1
+    assert "2 threads are slower than one: update, 8 images" in capsys.readouterr().out
 
 
 def test_rules_of_evolution_are_timed_where_they_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
