@@ -290,7 +290,7 @@ def count_atomically(memory, READ: tl.constexpr):
         (count_atomically, 2, {"READ": False}, set()),
         (count_atomically, 2, {"READ": True}, {"programs", "threads"}),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=lambda value: getattr(value, "__name__", str(sorted(value) if isinstance(value, set) else value)),
 )
 def test_what_is_a_race(kernel, grid: int, settings: dict, where: set[str]) -> None:
     memory = torch.zeros(1024, dtype=torch.int32)
