@@ -162,9 +162,7 @@ def test_each_network_has_its_recipe(data: Path, command: Command, tmp_path: Pat
     assert chosen("--model", "unet:widths=4-8").epochs == ours["epochs"]
     for name in ("acm", "alcnet", "dnanet"):
         assert chosen("--model", name) == Settings(data=str(data), model=name)
-    assert chosen("--loss", "image", "--positive", "0") == Settings(
-        data=str(data), **(ours | {"loss": "image", "positive": 0.0})
-    )
+    assert chosen("--loss", "image") == Settings(data=str(data), **(ours | {"loss": "image"}))
     synthetic = train.choose_settings(train.parse([]), train.Console(), train.Team())[0]
     assert synthetic == Settings(**recipes.SYNTHETIC) and synthetic.model == "acm"  # two minutes are asked for there
 
