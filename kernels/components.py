@@ -148,7 +148,7 @@ def launch(mask: Tensor, sizes: Tensor | None, capacity: int) -> tuple[Tensor, T
     group = tiles.group_size(images, height, width, extra=2)
     space = tiles.make_space(group, height, width, device, first=True, roots=True)
     ranks = space.roots  # a number a block either way
-    counters = tiles.make_counters(triton.cdiv(images, group), 0, device)
+    counters = tiles.make_counters(blocks.ceil_div(images, group), 0, device)
     flags = {"HAS_INITIAL": False, "HAS_SIZES": sizes is not None, "LOGITS": False, "SOFT": False, "JUDGE": False}
     with torch.cuda.device_of(mask):
         for number, start in enumerate(range(0, images, group)):

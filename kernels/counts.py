@@ -160,7 +160,7 @@ def launch(prediction: Tensor, target: Tensor, sizes: Tensor | None, distance: f
     chunks_n = stream.chunk_count(height, width, chunk)
     group = tiles.group_size(images, height, width, planes=2, extra=2)
     space = tiles.make_space(2 * group, height, width, device, first=True, roots=True)
-    counters = tiles.make_counters(triton.cdiv(images, group), 2 * group, device)
+    counters = tiles.make_counters(blocks.ceil_div(images, group), 2 * group, device)
     totals = torch.zeros((images, 3), dtype=torch.int32, device=device)
     sizes = None if sizes is None else sizes.contiguous()
     limits, flags = counters if sizes is None else sizes, {"HAS_SIZES": sizes is not None}

@@ -15,7 +15,7 @@ large to be held in registers meanwhile.
 
 Why races do no harm: programs only read the image, own one row of boxes each, and the one place that two of them write
 is a mask pixel where boxes overlap. Both store True there and nobody reads it, so the union needs no atomic and any
-order gives the same mask.
+order gives the same mask. Of probabilities the maximum stays, by an atomic on their bits.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 from hmg_gpu.kernels import blocks
 from hmg_gpu.plain import pmg as plain
 
-NUM_WARPS = 2
 ROWS = 4  # rows of the box looked at together
+ONE_WARP = 15  # up to this extent one warp has a point, and no barrier is needed; beyond it would spill
 
 
 @triton.jit
 def boundary(
     image, y, x, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, room, rows, columns, width, extent, half_width,
-    ALONG: tl.constexpr, ACROSS: tl.constexpr,
+    ALONG: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """How far the target reaches in one direction, in pixels; room = pixels between the point and the border."""
     reach = tl.minimum(room, extent)
@@ -46,9 +46,9 @@ def boundary(
     r = y + STEP_Y * k[None, :] + (1 - STEP_Y * STEP_Y) * j
     c = x + STEP_X * k[None, :] + (1 - STEP_X * STEP_X) * j
     valid = (k[None, :] <= reach) & (j <= half_width) & (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
-    value = tl.load(image + r * width + c, mask=valid, other=0).to(tl.float32)  # [ACROSS, ALONG]
-    vmax = tl.max(tl.where(valid, value, float("-inf")), axis=0)  # [ALONG]
-    vsum = tl.sum(tl.where(valid, value, 0.0).to(tl.float64), axis=0)  # sums compare like means: equal counts
+    raw = tl.load(image + r * width + c, mask=valid, other=0)  # [ACROSS, ALONG]
+    vmax = tl.max(tl.where(valid, raw.to(tl.float32), float("-inf")), axis=0)  # [ALONG]
+    vsum = tl.sum(raw.to(WIDE), axis=0)  # sums compare like means: equal counts
 
     # The neighbours of a lane's value lie in other lanes.
     following = tl.gather(vmax, tl.minimum(k + 1, ALONG - 1), 0)
@@ -60,10 +60,10 @@ def boundary(
     peak = tl.min(tl.where(difference == largest, k, ALONG), axis=0)
     edge = tl.min(tl.where((k > peak) & ~transition, k, ALONG), axis=0)  # e + 1
     edge = tl.minimum(edge, reach)
-    threshold = tl.sum(tl.where(k == edge, vsum, 0.0), axis=0)
+    threshold = tl.sum(tl.where(k == edge, vsum, 0), axis=0)
     end = tl.min(tl.where((vsum <= threshold) & (k <= reach), k, ALONG), axis=0)
     # A flat profile, and a region that holds NaN or Inf, end at the point.
-    finite = tl.abs(tl.sum(vsum, axis=0)) < float("inf")
+    finite = tl.abs(tl.sum(vsum, axis=0).to(tl.float64)) < float("inf")
     end = tl.where((largest.to(tl.float64) * reach.to(tl.float64) > total) & finite, end, 0)
     return tl.where(reach < 2, reach, end)  # fewer than three pixels: the last
 
@@ -71,7 +71,7 @@ def boundary(
 @triton.jit
 def part(low, high, total, count, centre, alpha):
     """sigma of eq. (1), and the spans below and above it; 1 where the part has no contrast."""
-    mean = total / count.to(tl.float64)
+    mean = total.to(tl.float64) / count.to(tl.float64)
     sigma = (alpha * centre.to(tl.float64) + (1.0 - alpha) * mean).to(tl.float32)
     rise, fall = sigma - low, high - sigma
     return sigma, tl.where(rise > 0, rise, 1.0), tl.where(fall > 0, fall, 1.0)
@@ -85,33 +85,38 @@ def excess(value, sigma, rise, fall):
 
 
 @triton.jit
-def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """B2M inside one box, which holds its point."""
+def paint(
+    image, mask, y, x, y0, x0, y1, x1, width, alpha,
+    SOFT: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """B2M inside one box, which holds its point; SOFT: the probability itself."""
     # The point's own row is kept apart from those above and below: it belongs to both parts.
     infinity = float("inf")
     c = x0 + tl.arange(0, COLUMNS)  # [C]
     in_columns = c < x1
     centre = tl.load(image + y * width + x).to(tl.float32)
-    line = tl.load(image + y * width + c, mask=in_columns, other=0).to(tl.float32)
+    raw_line = tl.load(image + y * width + c, mask=in_columns, other=0)
+    line = raw_line.to(tl.float32)
     line_min, line_max = (tl.where(in_columns, line, infinity), tl.where(in_columns, line, -infinity))
-    line_sum = tl.where(in_columns, line, 0.0).to(tl.float64)
+    line_sum = raw_line.to(WIDE)
     # Column by column: minimum, maximum and sum of the rows above and below the point's own.
     up_min = tl.full((COLUMNS,), infinity, tl.float32)
     up_max = tl.full((COLUMNS,), -infinity, tl.float32)
-    up_sum = tl.zeros((COLUMNS,), tl.float64)
+    up_sum = tl.zeros((COLUMNS,), WIDE)
     down_min, down_max, down_sum = up_min, up_max, up_sum
     start = y0
     while start < y1:
         r = start + tl.arange(0, ROWS)[:, None]
         inside = (r < y1) & in_columns[None, :]
-        value = tl.load(image + r * width + c[None, :], mask=inside, other=0).to(tl.float32)  # [R, C]
+        raw = tl.load(image + r * width + c[None, :], mask=inside, other=0)  # [R, C]
+        value = raw.to(tl.float32)
         above, below = inside & (r < y), inside & (r > y)
         up_min = tl.minimum(up_min, tl.min(tl.where(above, value, infinity), axis=0))
         up_max = tl.maximum(up_max, tl.max(tl.where(above, value, -infinity), axis=0))
-        up_sum += tl.sum(tl.where(above, value, 0.0).to(tl.float64), axis=0)
+        up_sum += tl.sum(tl.where(above, raw.to(WIDE), 0), axis=0)
         down_min = tl.minimum(down_min, tl.min(tl.where(below, value, infinity), axis=0))
         down_max = tl.maximum(down_max, tl.max(tl.where(below, value, -infinity), axis=0))
-        down_sum += tl.sum(tl.where(below, value, 0.0).to(tl.float64), axis=0)
+        down_sum += tl.sum(tl.where(below, raw.to(WIDE), 0), axis=0)
         start += ROWS
 
     height_box, width_box = y1 - y0, x1 - x0
@@ -135,14 +140,16 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
     )  # fmt: skip
     l_sigma, l_rise, l_fall = part(
         tl.min(tl.where(to_left, all_min, infinity), axis=0), tl.max(tl.where(to_left, all_max, -infinity), axis=0),
-        tl.sum(tl.where(to_left, all_sum, 0.0), axis=0), (x - x0 + 1) * height_box, centre, alpha,
+        tl.sum(tl.where(to_left, all_sum, 0), axis=0), (x - x0 + 1) * height_box, centre, alpha,
     )  # fmt: skip
     r_sigma, r_rise, r_fall = part(
         tl.min(tl.where(to_right, all_min, infinity), axis=0), tl.max(tl.where(to_right, all_max, -infinity), axis=0),
-        tl.sum(tl.where(to_right, all_sum, 0.0), axis=0), (x1 - x) * height_box, centre, alpha,
+        tl.sum(tl.where(to_right, all_sum, 0), axis=0), (x1 - x) * height_box, centre, alpha,
     )  # fmt: skip
 
-    # All five parts are known: the second pass scores.
+    # All five parts are known: the second pass scores. NaN or Inf in the box make every score NaN: the point alone is
+    # foreground then.
+    finite = tl.abs(tl.sum(all_sum, axis=0).to(tl.float64)) < infinity
     start = y0
     while start < y1:
         r = start + tl.arange(0, ROWS)[:, None]
@@ -156,18 +163,25 @@ def paint(image, mask, y, x, y0, x0, y1, x1, width, alpha, COLUMNS: tl.constexpr
         left, right = c[None, :] < x, c[None, :] > x
         score += tl.where(left, before, tl.where(right, after, 0.5 * (before + after)))  # q_h
         # P_f = 0.5 + score / 6, so P_f >= 0.5 is a sign.
-        tl.store(mask + at, tl.full((ROWS, COLUMNS), 1, tl.uint8), mask=inside & (score >= 0))
+        if SOFT:
+            # Probabilities are not negative, so they are ordered like their bits.
+            probability = tl.maximum(tl.where(finite, 0.5 + tl.div_rn(score, 6.0), 0.0), 0.0)
+            tl.atomic_max(mask + at, probability.to(tl.int32, bitcast=True), mask=inside, sem="relaxed")
+        else:
+            tl.store(mask + at, tl.full((ROWS, COLUMNS), 1, tl.uint8), mask=inside & (score >= 0))
         start += ROWS
-    # NaN or Inf in the box make every score NaN: nothing was written, the point alone is.
-    finite = tl.abs(tl.sum(all_sum, axis=0)) < infinity
-    tl.store(mask + y * width + x, tl.full((), 1, tl.uint8), mask=~finite)
+    own = mask + y * width + x
+    if SOFT:
+        tl.atomic_max(own, tl.full((), 0x3F000000, tl.int32), mask=~finite, sem="relaxed")  # the bits of 0.5
+    else:
+        tl.store(own, tl.full((), 1, tl.uint8), mask=~finite)
 
 
 @triton.jit(do_not_specialize=["images", "height", "width", "extent", "half_width", "alpha_bits"])
 def pmg_kernel(
     image, points, sizes, boxes, mask, images, height, width, extent, half_width, alpha_bits,
-    SEARCH: tl.constexpr, PAINT: tl.constexpr, HAS_SIZES: tl.constexpr,
-    ALONG: tl.constexpr, ACROSS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    SEARCH: tl.constexpr, PAINT: tl.constexpr, SOFT: tl.constexpr, HAS_SIZES: tl.constexpr,
+    ALONG: tl.constexpr, ACROSS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One point: find its box (SEARCH) or read it, then fill its mask (PAINT)."""
     # int64 until the point is known to lie in its image: cut to int32, a coordinate far outside could come back inside.
@@ -188,13 +202,13 @@ def pmg_kernel(
     y0, x0, y1, x1 = y, x, y, x
     if SEARCH:
         if known:
-            up = boundary(image + base, y, x, -1, 0, y, rows, columns, width, extent, half_width, ALONG, ACROSS)
+            up = boundary(image + base, y, x, -1, 0, y, rows, columns, width, extent, half_width, ALONG, ACROSS, WIDE)
             down = boundary(
-                image + base, y, x, 1, 0, rows - 1 - y, rows, columns, width, extent, half_width, ALONG, ACROSS
+                image + base, y, x, 1, 0, rows - 1 - y, rows, columns, width, extent, half_width, ALONG, ACROSS, WIDE
             )
-            left = boundary(image + base, y, x, 0, -1, x, rows, columns, width, extent, half_width, ALONG, ACROSS)
+            left = boundary(image + base, y, x, 0, -1, x, rows, columns, width, extent, half_width, ALONG, ACROSS, WIDE)
             right = boundary(
-                image + base, y, x, 0, 1, columns - 1 - x, rows, columns, width, extent, half_width, ALONG, ACROSS
+                image + base, y, x, 0, 1, columns - 1 - x, rows, columns, width, extent, half_width, ALONG, ACROSS, WIDE
             )
             y0, x0, y1, x1 = y - up, x - left, y + down + 1, x + right + 1
         else:
@@ -213,22 +227,30 @@ def pmg_kernel(
     if PAINT:  # noqa: SIM102 (a constant of the compiler, then a value of the program)
         if known:
             alpha = alpha_bits.to(tl.int64).to(tl.float64, bitcast=True)
-            paint(image + base, mask + base, y, x, y0, x0, y1, x1, width, alpha, COLUMNS, ROWS)
+            paint(image + base, mask + base, y, x, y0, x0, y1, x1, width, alpha, SOFT, COLUMNS, ROWS, WIDE)
+
+
+def sum_type(images: Tensor, extent: int, half_width: int) -> tl.dtype:
+    """In which sums are exact: int32 for bytes, whose sums over a region fit, else float64."""
+    pixels = max((2 * extent + 1) ** 2, (extent + 1) * (2 * half_width + 1))
+    return tl.int32 if images.dtype == torch.uint8 and 255 * pixels < 2**31 else tl.float64
 
 
 def launch(
     images: Tensor, points: Tensor, boxes: Tensor | None, sizes: Tensor | None,
-    extent: int, half_width: int, alpha: float, mask: bool,
+    extent: int, half_width: int, alpha: float, mask: bool, soft: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the kernel; must equal ``hmg_gpu.plain.pmg.point_to_box`` and ``paint``.
 
-    Searches the boxes where ``boxes`` is None; fills the mask where ``mask`` is True, else returns it empty.
+    Searches the boxes where ``boxes`` is None; fills the mask where ``mask`` is True, with ``soft`` with probabilities,
+    else returns it empty.
     """
     batch, height, width = images.shape
     search = boxes is None
     device = images.device
     corners = torch.empty((len(points), 4), dtype=torch.int64, device=device) if search else boxes.contiguous()
-    plane = torch.zeros(images.shape if mask else (0,), dtype=torch.uint8, device=device)  # [B, H, W]
+    kind = torch.int32 if soft else torch.uint8
+    plane = torch.zeros(images.shape if mask else (0,), dtype=kind, device=device)  # [B, H, W]
     if len(points) and images.numel():
         images, points = images.contiguous(), points.contiguous()
         limits = points if sizes is None else sizes.contiguous()  # any tensor serves where none is read
@@ -237,14 +259,14 @@ def launch(
         with torch.cuda.device_of(images):
             pmg_kernel[(len(points),)](
                 images, points, limits, corners, plane, batch, height, width, extent, half_width, alpha_bits,
-                SEARCH=search, PAINT=mask, HAS_SIZES=sizes is not None,
+                SEARCH=search, PAINT=mask, SOFT=soft, HAS_SIZES=sizes is not None,
                 ALONG=triton.next_power_of_2(extent + 1), ACROSS=triton.next_power_of_2(2 * half_width + 1),
-                COLUMNS=triton.next_power_of_2(2 * extent + 1), ROWS=ROWS,
-                enable_fp_fusion=False, **blocks.launch_options(NUM_WARPS),
+                COLUMNS=triton.next_power_of_2(2 * extent + 1), ROWS=ROWS, WIDE=sum_type(images, extent, half_width),
+                enable_fp_fusion=False, **blocks.launch_options(1 if extent <= ONE_WARP else 2),
             )  # fmt: skip
     elif search:
         corners.zero_()
-    return corners, plane.view(torch.bool)
+    return corners, plane.view(torch.float32 if soft else torch.bool)
 
 
 @torch.library.custom_op("hmg_gpu::pmg", mutates_args=(), device_types="cuda")
@@ -257,28 +279,36 @@ def _pmg(
     half_width: int,
     alpha: float,
     mask: bool,
+    soft: bool,
 ) -> tuple[Tensor, Tensor]:
-    corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+    corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask, soft)
     # An op may not return its argument.
     return corners if boxes is None else boxes.new_empty((0, 4)), plane
 
 
 @_pmg.register_kernel("cpu")
-def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
+def _(images, points, boxes, sizes, extent, half_width, alpha, mask, soft):
     if blocks.INTERPRETED:
-        corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask)
+        corners, plane = launch(images, points, boxes, sizes, extent, half_width, alpha, mask, soft)
     else:
         corners = plain.point_to_box(images, points, extent, half_width, sizes) if boxes is None else boxes
-        plane = torch.zeros((0,), dtype=torch.bool)
+        plane = torch.zeros((0,), dtype=torch.float32 if soft else torch.bool)
         if mask:
-            plane = plain.paint(images, points, corners, extent, alpha, soft=False)
+            plane = plain.paint(images, points, corners, extent, alpha, soft=soft)
     return corners if boxes is None else boxes.new_empty((0, 4)), plane
 
 
 @_pmg.register_fake
-def _(images, points, boxes, sizes, extent, half_width, alpha, mask):
+def _(images, points, boxes, sizes, extent, half_width, alpha, mask, soft):
     corners = points.new_empty((points.shape[0] if boxes is None else 0, 4))
-    return corners, images.new_empty(images.shape if mask else (0,), dtype=torch.bool)
+    return corners, images.new_empty(images.shape if mask else (0,), dtype=torch.float32 if soft else torch.bool)
+
+
+def _run(
+    images: Tensor, points: Tensor, boxes: Tensor | None, sizes: Tensor | None, *settings: float
+) -> tuple[Tensor, Tensor]:
+    run = launch if blocks.may_launch(images, points, boxes, sizes) else _pmg
+    return run(images, points, boxes, sizes, *settings)
 
 
 def _check(images: Tensor, points: Tensor, sizes: Tensor | None, extent: int, half_width: int) -> None:
@@ -316,7 +346,7 @@ def point_to_box(
         tensor([[2, 2, 7, 7]])
     """
     _check(images, points, sizes, extent, half_width)
-    return _pmg(images, points, None, sizes, extent, half_width, 0.0, False)[0]
+    return _run(images, points, None, sizes, extent, half_width, 0.0, False, False)[0]
 
 
 @torch.no_grad()
@@ -354,7 +384,7 @@ def box_to_mask(images: Tensor, points: Tensor, boxes: Tensor, *, extent: int = 
             f"boxes: expected int64 [{len(points)}, 4] on {images.device}, "
             f"got {boxes.dtype} {list(boxes.shape)} on {boxes.device}"
         )
-    return _pmg(images, points, boxes, None, extent, 0, alpha, True)[1]
+    return _run(images, points, boxes, None, extent, 0, alpha, True, False)[1]
 
 
 @torch.no_grad()
@@ -386,4 +416,29 @@ def point_to_mask(
                 [0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     _check(images, points, sizes, extent, half_width)
-    return _pmg(images, points, None, sizes, extent, half_width, alpha, True)[1]
+    return _run(images, points, None, sizes, extent, half_width, alpha, True, False)[1]
+
+
+@torch.no_grad()
+def point_to_probability(
+    images: Tensor, points: Tensor, *, extent: int = 25, half_width: int = 4, alpha: float = 0.15,
+    sizes: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The soft mask behind :func:`point_to_mask`; equals :func:`hmg_gpu.point_to_probability`. No gradient.
+
+    Args, Raises: as :func:`point_to_mask`.
+
+    Returns:
+        float32 [B, H, W] in 0 to 1; 0 outside the boxes, the maximum where boxes overlap.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.kernels.pmg import point_to_probability
+        >>> image = torch.zeros(1, 9, 9)
+        >>> image[0, 3:6, 3:6] = 100
+        >>> image[0, 4, 6] = 40  # a dim pixel beside the target
+        >>> point_to_probability(image, torch.tensor([[0, 4, 4]]))[0, 4]  # row 4
+        tensor([0.0000, 0.0000, 0.0000, 1.0000, 1.0000, 1.0000, 0.4655, 0.0000, 0.0000])
+    """
+    _check(images, points, sizes, extent, half_width)
+    return _run(images, points, None, sizes, extent, half_width, alpha, True, True)[1]

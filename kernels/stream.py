@@ -228,7 +228,7 @@ def chunk_options(width: int, packed: bool, *, by_pixel: bool, backend: str = ""
     options = blocks.tile_options(backend)
     pixels = CHUNK if not by_pixel else CHUNK_PIXELS if packed else CHUNK_PIXELS // 2
     most = max(1, pixels // (blocks.TILE_H * blocks.TILE_W))  # tiles
-    wide = blocks.TILE_W * min(4, most, triton.next_power_of_2(triton.cdiv(width, blocks.TILE_W)))
+    wide = blocks.TILE_W * min(4, most, 1 << (blocks.ceil_div(width, blocks.TILE_W) - 1).bit_length())
     high = max(blocks.TILE_H, pixels // wide)
     if "maxnreg" in options and not by_pixel:
         options["maxnreg"] = REGISTERS
@@ -253,4 +253,4 @@ def as_words(*planes: Tensor) -> tuple[bool, list[Tensor]]:
 
 def chunk_count(height: int, width: int, options: dict[str, int | bool]) -> int:
     """Chunks that cover an image."""
-    return triton.cdiv(height, options["CHUNK_H"]) * triton.cdiv(width, options["CHUNK_W"])
+    return blocks.ceil_div(height, options["CHUNK_H"]) * blocks.ceil_div(width, options["CHUNK_W"])

@@ -34,6 +34,7 @@ from hmg_gpu.kernels.blocks import (
     block_edges,
     block_lanes,
     block_pixels,
+    ceil_div,
     find,
     link_tile,
     tile_count,
@@ -226,7 +227,7 @@ def make_space(
         (torch.Size([2, 1024]), torch.Size([2, 2, 1024]), torch.Size([4]))
     """
     shape = (planes, block_count(height, width))
-    parents, areas = torch.empty((2, *shape), dtype=torch.int32, device=device)
+    parents, areas = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
     sums = torch.empty((planes, 2, shape[1]), dtype=sum_dtype(height, width), device=device)
     listed = torch.empty(planes * tile_count(height, width), dtype=torch.int32, device=device)
     more = (torch.empty(shape, dtype=torch.int32, device=device) if wanted else parents for wanted in (first, roots))
@@ -238,7 +239,7 @@ def make_counters(groups: int, planes: int, device: torch.device) -> Tensor:
 
     Another alignment would be another binary.
     """
-    return torch.zeros((groups, 4 + triton.cdiv(planes, 4) * 4), dtype=torch.int32, device=device)
+    return torch.zeros((groups, 4 + ceil_div(planes, 4) * 4), dtype=torch.int32, device=device)
 
 
 @functools.cache

@@ -170,7 +170,7 @@ def launch(
     chunks_n = stream.chunk_count(height, width, chunk)
     group = tiles.group_size(images, height, width)
     space = tiles.make_space(group, height, width, device)
-    counters = tiles.make_counters(triton.cdiv(images, group), 0, device)
+    counters = tiles.make_counters(blocks.ceil_div(images, group), 0, device)
     flags = {"HAS_INITIAL": initial is not None, "HAS_SIZES": sizes is not None, "LOGITS": logits, "SOFT": soft}
     if soft:
         flags["enable_fp_fusion"] = False  # a fused multiply and add would round differently from the torch path

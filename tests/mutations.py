@@ -210,8 +210,8 @@ BUGS = (
     ),
     Bug(
         "student: parts of a target joined at the threshold itself",
-        "connected_components(probabilities >= link * level)",
-        "connected_components(probabilities >= level)",
+        "linked = probabilities >= link * level",
+        "linked = probabilities >= level",
         "test_student.py",
     ),
     Bug(

@@ -197,6 +197,10 @@ def point_to_probability(
         tensor([0.0000, 0.0000, 0.0000, 1.0000, 1.0000, 1.0000, 0.4655, 0.0000, 0.0000])
     """
     _check(images, points, sizes, extent=extent, half_width=half_width, alpha=alpha)
+    if backend_for(images) == "triton":
+        from hmg_gpu.kernels.pmg import point_to_probability as fused
+
+        return fused(images, points, extent=extent, half_width=half_width, alpha=alpha, sizes=sizes)
     boxes = plain.point_to_box(images, points, extent, half_width, sizes)
     return plain.paint(images, points, boxes, extent, alpha, soft=True)
 

@@ -23,7 +23,7 @@ from hmg_gpu.data import ImageSet
 from hmg_gpu.kernels import update
 from hmg_gpu.masks import RULES, Com, LelcmMaker, Maker, Pmg, make_rule
 from hmg_gpu.masks.student.network import CropNet
-from hmg_gpu.masks.student.student import StudentSettings
+from hmg_gpu.masks.student.student import Student, StudentSettings
 from hmg_gpu.masks.student.train import Course, _loss
 from hmg_gpu.models import build_model
 from hmg_gpu.models.predict import predict
@@ -96,7 +96,7 @@ def test_the_check_finds_what_it_looks_for(culprit: str, fake_device: str) -> No
 def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str, monkeypatch) -> None:
     """update, point_to_mask, the metrics and a whole step in the training loop, on fake tensors of an accelerator."""
     monkeypatch.setenv("HMG_BACKEND", "triton")
-    from hmg_gpu.evaluation.metrics import detection_counts
+    from hmg_gpu.evaluation.metrics import DetectionMetrics, detection_counts
 
     model = build_model("acm").eval()
     state = model.state_dict()
@@ -119,6 +119,12 @@ def test_nothing_in_the_update_path_synchronises(padded: bool, fake_device: str,
             assert hmg_gpu.false_alarm_filter(logits > 0, points, sizes=sizes).shape == hybrid.shape == fused.shape
             assert hybrid.dtype == torch.bool and hybrid.device.type == fake_device
             assert detection_counts(hybrid, initial, sizes=sizes).shape == (4, 7)
+            metrics = DetectionMetrics()
+            for _ in range(2):
+                metrics.update(hybrid, initial, sizes)
+            metrics.reset()
+            offsets = torch.empty(5, dtype=torch.int64, device=fake_device)
+            assert hmg_gpu.update(logits, initial, points, sizes=sizes, offsets=offsets).shape == hybrid.shape
 
 
 def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
@@ -155,6 +161,31 @@ def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
                 torch._foreach_lerp_(average, [value.detach() for value in parameters], 0.01)
             assert loss.device.type == fake_device and loss.shape == ()
             assert loss.requires_grad
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_learned_masks_hold_no_synchronisation(flips: bool, fake_device: str, monkeypatch) -> None:
+    """Crops, normalisation, the network, each point's own pixels, and pasting; hard and soft."""
+    monkeypatch.setenv("HMG_BACKEND", "triton")
+    model = CropNet()
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    student = object.__new__(Student)
+    student.settings, student.threshold = StudentSettings(crop=24, flips=flips), 0.4
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=fake_device)
+
+        weights = {name: empty(*value.shape, dtype=value.dtype) for name, value in state.items()}
+        student.networks = {8: [lambda crops: torch.func.functional_call(model, weights, (crops,))]}
+        data = ImageSet(list("abc"), empty(3, 64, 48, dtype=torch.uint8), empty(3, 2), empty(9, 3))
+        with NoSynchronisation():
+            masks = student.masks(data, Pmg(extent=8))
+            assert masks.shape == data.images.shape and masks.dtype == torch.bool and masks.device.type == fake_device
+            soft = student.soft_masks(data, Pmg(extent=8))
+            assert soft.shape == data.images.shape and soft.device.type == fake_device
+            probability = hmg_gpu.point_to_probability(data.images, data.points, sizes=data.sizes)
+            assert probability.dtype == torch.float32
 
 
 def test_prediction_holds_no_synchronisation(fake_device: str, monkeypatch) -> None:

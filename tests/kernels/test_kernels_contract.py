@@ -16,8 +16,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.compile_report import KERNELS
@@ -52,8 +54,9 @@ def op_calls():
         ),
         "components": (torch.ops.hmg_gpu.components.default, (MASK, SIZES, 12)),
         "detection_counts": (torch.ops.hmg_gpu.detection_counts.default, (MASK, MASK, None, 3.0)),
-        "pmg": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, SIZES, 4, 1, 0.15, True)),
-        "pmg, boxes only": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, None, 4, 1, 0.15, False)),
+        "pmg": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, SIZES, 4, 1, 0.15, True, False)),
+        "pmg, probabilities": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, SIZES, 4, 1, 0.15, True, True)),
+        "pmg, boxes only": (torch.ops.hmg_gpu.pmg.default, (IMAGES, POINTS, None, None, 4, 1, 0.15, False, False)),
     }
 
 
@@ -100,14 +103,16 @@ print(pmg.point_to_box(images, points, extent=9).tolist(), pmg.point_to_mask(ima
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     plain["CUDA_VISIBLE_DEVICES"] = ""
     outputs = []
-    for environment in (plain, plain | {"TRITON_INTERPRET": "1"}):
+    # Triton 3.6 takes int() of an array of one number, which NumPy 2.4 refuses: only one half then.
+    interprets = triton.__version__ >= "3.7" or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+    for environment in (plain, plain | {"TRITON_INTERPRET": "1"})[: 1 + interprets]:
         text = code if environment is plain else code.replace("assert not", "assert")
         done = subprocess.run(
             [sys.executable, "-c", text], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 4
+    assert len(set(outputs)) == 1 and len(outputs[0].splitlines()) == 4
 
 
 # ---- no synchronisation ---------------------------------------------------------------------------------------------
@@ -226,21 +231,10 @@ def test_no_size_is_a_constant_of_the_compiler() -> None:
         constants |= {name for name in kernel.arg_names if "constexpr" in str(notes.get(name))}
         assert {"images", "start", "height", "width", "capacity"}.isdisjoint(constants)
     # Block sizes and switches; ALONG, ACROSS and COLUMNS of pmg follow from extent and half_width.
-    switches = {
-        "HAS_INITIAL",
-        "HAS_SIZES",
-        "LOGITS",
-        "SOFT",
-        "JUDGE",
-        "PACKED",
-        "PAIR",
-        "FIRST",
-        "ROOTS",
-        "BITS",
-        "KEPT",
-    }
+    switches = {"HAS_INITIAL", "HAS_SIZES", "LOGITS", "SOFT", "JUDGE", "PACKED", "PAIR", "FIRST", "ROOTS"}
+    switches |= {"SEARCH", "PAINT", "BITS", "KEPT", "WIDE"}
     blocks_of = {"TILE_H", "TILE_W", "CHUNK_H", "CHUNK_W", "COLUMNS", "CHUNK", "LANES", "ALONG", "ACROSS", "ROWS"}
-    assert constants == switches | blocks_of | {"SEARCH", "PAINT"}
+    assert constants == switches | blocks_of
 
 
 def test_no_kernel_is_specialised_in_a_size() -> None:
@@ -291,7 +285,7 @@ def test_every_kernel_compiles_without_spills(target: str) -> None:
         assert row["spills"] == 0, row
         assert row["binary"] > 0
         if target != "gfx942":
-            assert row["registers"] <= 128, row
+            assert row["registers"] <= row["limit"] <= 144, row
     assert done.returncode == 0
 
 

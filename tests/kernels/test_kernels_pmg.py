@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import triton.language as tl
 from cases import FLOAT_KINDS, INTEGER_KINDS, SCENE_SHAPES, cut, pad, point_rows, scene, scene_points, sweep
 
 from hmg_gpu.kernels import pmg as kernels
@@ -28,10 +29,10 @@ SETTINGS = [
 TOLERANCE = 1e-5
 
 
-def run(images, points, *, sizes=None, boxes=None, extent=25, half_width=4, alpha=0.15, seed=0):
+def run(images, points, *, sizes=None, boxes=None, extent=25, half_width=4, alpha=0.15, seed=0, soft=False):
     tensors = [None if t is None else t.to(DEVICE) for t in (images, points, boxes, sizes)]
     with poisoned_memory(), shuffled_programs(seed):
-        found, mask = kernels.launch(*tensors, extent, half_width, alpha, True)
+        found, mask = kernels.launch(*tensors, extent, half_width, alpha, True, soft)
     return found.cpu(), mask.cpu()
 
 
@@ -107,6 +108,22 @@ def test_broken_pixels(values: tuple[float, ...], share: float, rng) -> None:
     assert mask[1, 20, 25]
 
 
+@pytest.mark.parametrize("kind", ["bytes", "steps", "floats", "broken"])
+def test_probabilities(kind: str, rng) -> None:
+    """The plain path's bits. Where boxes overlap the largest stays; a box with NaN is 0.5 at its point alone."""
+    image = torch.from_numpy(np.stack([scene(rng, (40, 50), "bytes" if kind == "broken" else kind) for _ in range(2)]))
+    if kind == "broken":
+        image[1, 12, 25] = torch.nan
+    image = image.byte() if kind == "steps" else image
+    points = point_rows([[(20, 25), (22, 28), (1, 1)], [(20, 25), (39, 49)]])
+    sizes = torch.tensor([[40, 50], [30, 40]])
+    inside = (points[:, 1:] < sizes[points[:, 0]]).all(1)
+    boxes, found = run(image, points[inside], sizes=sizes, soft=True)
+    expected = pmg.paint(image, points[inside], boxes, 25, 0.15, soft=True)
+    assert found.dtype == torch.float32 and found.equal(expected)
+    assert (found >= 0.5).equal(run(image, points[inside], sizes=sizes)[1])
+
+
 def test_bytes_equal_floats(rng) -> None:
     image = torch.from_numpy(scene(rng, (40, 50), "bytes"))[None]
     points = point_rows([[(20, 25), (1, 2)]])
@@ -168,7 +185,8 @@ def test_offsets_past_two_to_the_31_pixels(rng) -> None:
     with program_at(0):
         kernels.pmg_kernel[(1,)](
             batch, points, points, boxes, mask, images, height, width, 10, 4, alpha_bits,
-            SEARCH=True, PAINT=True, HAS_SIZES=False, ALONG=16, ACROSS=16, COLUMNS=32, ROWS=4,
+            SEARCH=True, PAINT=True, SOFT=False, HAS_SIZES=False,
+            ALONG=16, ACROSS=16, COLUMNS=32, ROWS=4, WIDE=tl.int32,
         )  # fmt: skip
     expected_boxes, expected = run(batch[last:], torch.tensor([[0, 12, 77]]), extent=10)
     assert boxes.equal(expected_boxes)

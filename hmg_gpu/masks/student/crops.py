@@ -1,7 +1,6 @@
 """Square crops around points, what a network sees of them, and the masks that its probabilities mean.
 
-All points of a batch at once, on the device. Cutting and pasting read nothing back; choosing labels components, which
-does.
+All points of a batch at once, on the device. With the kernels nothing is read back.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hmg_gpu.masks.components import connected_components
+from hmg_gpu.masks.regions import touched
 from hmg_gpu.masks.student.network import distance_maps
 
 LARGE = 40  # pixels of a target from which on its threshold falls
@@ -120,13 +119,12 @@ def _reached(probabilities: Tensor, level: Tensor, link: float) -> Tensor:
     A pixel belongs where a path leads to within a pixel of the centre whose probabilities all pass the level times
     ``link`` (hysteresis): a large target keeps its parts.
     """
-    components = connected_components(probabilities >= link * level)
+    linked = probabilities >= link * level
     centre = probabilities.shape[1] // 2
     at = slice(centre - 1, centre + 2)
-    labels = components.labels()[:, at, at]
-    near = torch.zeros(len(components) + 1, dtype=torch.bool, device=probabilities.device)
-    near[labels.flatten()] = True
-    return components.mask(near[1:]) & (probabilities >= level)
+    seeds = torch.zeros_like(linked)
+    seeds[:, at, at] = True
+    return touched(linked, seeds) & (probabilities >= level)
 
 
 def paste(masks: Tensor, points: Tensor, shape: Sequence[int], sizes: Tensor) -> Tensor:
