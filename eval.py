@@ -157,10 +157,10 @@ def compare(options: argparse.Namespace, console: Console) -> None:
 
 def runs(options: argparse.Namespace, console: Console) -> None:
     """Trained runs side by side, means over seeds, with the share of full supervision that each reaches."""
-    rows = runs_rows(read_run(folder) for folder in options.folders)
-    console.print(*runs_tables(rows))
     folder = options.out or Path("runs") / "compared"
     hold(options.held, folder, console)
+    rows = runs_rows(read_run(folder) for folder in options.folders)
+    console.print(*runs_tables(rows))
     write_json(folder / "runs.json", {"rows": rows, "runs": [str(path) for path in options.folders]})
     write_text(folder / "runs.md", runs_markdown(rows))
     say(console, f"table: {folder / 'runs.md'}, numbers: {folder / 'runs.json'}")

@@ -236,7 +236,7 @@ def _forge_state(data: bytes, rng: random.Random, seal: bool) -> tuple[bytes, bo
                 state[key] = json.loads(to_json(forge_value(json.loads(json.dumps(state[key])), rng)))
             case 3:
                 state[key] = rng.choice((None, 3, "x", [1], {"a": torch.ones(2)}, torch.ones(2, 2).to_sparse(), ()))
-            case _ if isinstance(state.get(key), Tensor):
+            case _ if isinstance(state.get(key), Tensor) and state[key].layout == torch.strided:
                 state[key] = _other(state[key], rng)
             case _:
                 state[key] = [torch.ones(2)]

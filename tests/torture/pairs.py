@@ -279,7 +279,10 @@ def commands(folder: Path) -> dict[str, Command]:
             "OUT",
             *MACHINE,
         ),
-        "eval.py runs": command(evaluate.main, "runs", (folder / "run0", folder / "run1"), "--out", "OUT", *MACHINE),
+        "eval.py runs": command(
+            *(evaluate.main, "runs", *[(folder / "run0", folder / "run1")] * 50),  # so many that it takes a while
+            *("--out", "OUT", *MACHINE),
+        ),
         "eval.py paper": command(
             evaluate.main, "paper", "--data", data, "--masks", ("points", "pal"), "--out", "OUT", *plain, *MACHINE
         ),
