@@ -172,7 +172,9 @@ def fill(path: Path, free: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What must stay; who holds a folder is no content."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".hmg."))
+    return {str(path): path.read_bytes() for path in paths}
 
 
 def changes(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
