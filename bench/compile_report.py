@@ -9,8 +9,8 @@ Registers, spills, shared memory, binary size; on NVIDIA also how many programs 
 instructions a pixel (a point, of PMG): on the shortest way through the kernel, which is that of a program that finds no
 foreground, and with every instruction once, which is that of a program that finds all, each loop gone through once.
 
-Ends with exit code 1 where a kernel spills, takes more registers a thread on CUDA than its launcher allows, or costs more than
-bench/costs.txt holds. On AMD the vector registers of a wave of 64 are counted, whose limit is 512;
+Ends with exit code 1 where a kernel spills, takes more registers a thread on CUDA than its launcher allows, or costs
+more than bench/costs.txt holds. On AMD the vector registers of a wave of 64 are counted, whose limit is 512;
 ``.vgpr_spill_count`` must be 0.
 """
 

@@ -88,6 +88,10 @@ def calls(height: int, width: int, density: float, device: str) -> dict[str, tup
             lambda: detection_counts(prediction, initial, sizes=sizes),
         ),
         "point_to_mask": (lambda: pmg.point_to_mask(g, q), lambda: hmg_gpu.point_to_mask(images, inside)),
+        "point_to_probability": (
+            lambda: pmg.point_to_probability(g, q),
+            lambda: hmg_gpu.point_to_probability(images, inside),
+        ),
         "point_to_mask, uint8": (
             lambda: pmg.point_to_mask(g.byte(), q),
             lambda: hmg_gpu.point_to_mask(images.byte(), inside),

@@ -34,7 +34,7 @@ ANCESTOR = "only ancestors of a block are ever stored as its parent, so an old v
 KEPT = "both store the same and nobody reads it before the next launch"
 ATOMIC = 'tl.atomic_min(parents + high, low, mask=attempt, sem="relaxed")'
 SCORED = "tl.store(mask + at, tl.full((ROWS, COLUMNS), 1, tl.uint8), mask=inside & (score >= 0))"
-POINT = "tl.store(mask + y * width + x, tl.full((), 1, tl.uint8), mask=~finite)"
+POINT = "tl.store(own, tl.full((), 1, tl.uint8), mask=~finite)"
 TAKEN = "tl.store(taken, -tl.load(taken))"
 CHOSEN = "the component was chosen by a minimum over all lanes, which waits for every one of these loads"
 HARMLESS = (
@@ -113,6 +113,7 @@ def calls(modules: dict[str, ModuleType], seed: int = 0) -> list[tuple[str, Call
         ("update", lambda: update.launch(noise.float(), dots.float(), grouped, offsets, sizes, 9, 0.5, weight=0.6)),
         ("update", lambda: update.launch(narrow, None, grouped, offsets, None, 9, 0.0)),
         ("counts", lambda: kernels.counts.launch(narrow, narrow.roll(1, 2), sizes.clamp(max=37), 3.0)),
+        ("pmg", lambda: pmg.point_to_probability(images, points, extent=6, half_width=2)),
         ("pmg", lambda: pmg.point_to_mask(images, points, extent=6, half_width=2)),
         ("pmg", lambda: pmg.point_to_mask(images[1:], torch.tensor([[0, 9, 9], [0, 10, 10], [0, 9, 9]]), extent=6)),
     ]
