@@ -1,10 +1,17 @@
-"""Compile every kernel for every target without a GPU: registers, spills, shared memory, binary size.
+"""What every kernel costs on every target, without a GPU: counted in the compiled code, not measured.
 
     python -m bench.compile_report            a table
     python -m bench.compile_report --json     the same as JSON, one object a kernel and target
+    python -m bench.compile_report --ops      launches and bytes a pixel of the ops, counted in Triton's interpreter
+    python -m bench.compile_report --write    keep the counts as bounds in bench/costs.txt
 
-Ends with exit code 1 where a kernel spills or, on CUDA, takes more registers a thread than its launcher allows. On AMD
-the vector registers of a wave of 64 are counted, whose limit is 512; ``.vgpr_spill_count`` must be 0.
+Registers, spills, shared memory, binary size; on NVIDIA also how many programs a multiprocessor holds, and warp
+instructions a pixel (a point, of PMG): on the shortest way through the kernel, which is that of a program that finds no
+foreground, and with every instruction once, which is that of a program that finds all, each loop gone through once.
+
+Ends with exit code 1 where a kernel spills, takes more registers a thread on CUDA than its launcher allows, or costs
+more than bench/costs.txt holds. On AMD the vector registers of a wave of 64 are counted, whose limit is 512;
+``.vgpr_spill_count`` must be 0.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from pathlib import Path
 
 import triton.language as tl
 
+from bench.sass import count_instructions
 from hmg_gpu.kernels import blocks, components, counts, pmg, stream
 
 TARGETS = {
@@ -30,6 +38,14 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+COSTS = Path(__file__).with_name("costs.txt")
+COUNTED = ("registers", "shortest", "all")
+SLACK = 1.1  # another release of Triton may take so many times the counts that are kept
+# A multiprocessor of each NVIDIA target: warps, programs and bytes of shared memory; it has 65,536 registers.
+LIMITS = {
+    "sm_80": (64, 32, 164 * 1024), "sm_86": (48, 16, 100 * 1024), "sm_90": (64, 32, 228 * 1024),
+    "sm_100": (64, 32, 228 * 1024),
+}  # fmt: skip
 # Argument types by name; every other pointer is int32 and every other number int32.
 TYPES = {
     "prediction": "*u8", "initial": "*u8", "target": "*u8", "current": "*u8", "out": "*u8", "plane": "*u8",
@@ -118,8 +134,11 @@ def compile_kernel(number: int, target: str) -> dict:
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}
     if TARGETS[target][0] == "cuda":
-        binary = compiled.asm["cubin"]
-        row |= cuda_usage(binary, Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+        binary, tools = compiled.asm["cubin"], Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        row |= cuda_usage(binary, tools / "cuobjdump") | count_instructions(binary, name, tools / "nvdisasm")
+        row["programs"] = resident_programs(target, warps, row["registers"], row["shared"])
+        for count in ("shortest", "all"):
+            row[f"{count} each"] = round(row[count] * warps / units_of(constants), 4)
     else:
         binary, text = compiled.asm["hsaco"], compiled.asm["amdgcn"]
         row["registers"] = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
@@ -137,17 +156,78 @@ def cuda_usage(cubin: bytes, cuobjdump: Path) -> dict:
     return {"registers": registers, "spills": stack + local}
 
 
+def units_of(constants: dict) -> int:
+    """Pixels that one program looks at, in each round of its loop where it has one; 1 for a point of PMG."""
+    if "CHUNK_H" in constants:
+        return constants["CHUNK_H"] * constants["CHUNK_W"]
+    if "TILE_H" in constants:
+        return constants["TILE_H"] * constants["TILE_W"]
+    return constants.get("CHUNK", 1)
+
+
+def resident_programs(target: str, warps: int, registers: int, shared: int) -> int:
+    """How many programs of a kernel a multiprocessor holds at a time.
+
+    Example:
+        >>> from bench.compile_report import resident_programs
+        >>> resident_programs("sm_90", 8, 60, 512), resident_programs("sm_90", 8, 121, 512)
+        (4, 2)
+    """
+    most_warps, most_programs, bytes_shared = LIMITS[target]
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    return min(most_warps // warps, most_programs, by_registers, bytes_shared // (shared + 1024))
+
+
+def read_costs(text: str) -> dict[tuple[str, str, str], dict[str, int]]:
+    """Bounds by kernel, variant and target, from the lines of costs.txt.
+
+    Example:
+        >>> from bench.compile_report import read_costs
+        >>> read_costs("# a remark\\nlink_kernel | pair | sm_90 | 40 | 12 | 900\\n")
+        {('link_kernel', 'pair', 'sm_90'): {'registers': 40, 'shortest': 12, 'all': 900}}
+    """
+    costs = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            kernel, variant, target, *numbers = (part.strip() for part in line.split("|"))
+            costs[kernel, variant, target] = dict(zip(COUNTED, map(int, numbers), strict=True))
+    return costs
+
+
+def write_costs(rows: list[dict]) -> str:
+    """The lines of costs.txt."""
+    import triton
+
+    lines = [
+        f"# Counted, not measured, with Triton {triton.__version__}: python -m bench.compile_report --write",
+        f"# A kernel that costs more than {SLACK} times as much fails the report.",
+        f"# {'kernel':14} | {'variant':26} | {'target':6} | registers | shortest |   all",
+    ]
+    for row in rows:
+        if "all" in row:
+            name = f"{row['kernel']:16} | {row['variant']:26} | {row['target']:6}"
+            lines.append(f"{name} | {row['registers']:9} | {row['shortest']:8} | {row['all']:5}")
+    return "\n".join(lines) + "\n"
+
+
 def report(targets: list[str], jobs: int) -> list[dict]:
     tasks = [(number, target) for number in range(len(KERNELS)) for target in targets]
     with ProcessPoolExecutor(jobs) as pool:
         return list(pool.map(compile_kernel, *zip(*tasks, strict=True)))
 
 
-def faults(row: dict) -> list[str]:
+def faults(row: dict, costs: dict[tuple[str, str, str], dict[str, int]]) -> list[str]:
     """Why a row is not acceptable; empty where it is."""
     problems = [f"spills {row['spills']}"] if row["spills"] else []
     if row["target"].startswith("sm_") and row["registers"] > row["limit"]:
         problems.append(f"{row['registers']} registers")
+    if row["target"] in LIMITS:
+        kept = costs.get((row["kernel"], row["variant"], row["target"]))
+        if kept is None:
+            return [*problems, "has no line in bench/costs.txt; --write makes it"]
+        problems += [
+            f"{name}: {row[name]}, {kept[name]} are kept" for name in COUNTED if row[name] > SLACK * kept[name]
+        ]
     return problems
 
 
@@ -155,26 +235,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compile_report", description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="only this target; may be repeated")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--ops", action="store_true", help="launches and bytes a pixel of the ops; compiles nothing")
+    parser.add_argument("--write", action="store_true", help="keep the counts as bounds in bench/costs.txt")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at a time")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
         return 2
+    if options.ops:  # whether kernels are interpreted is decided when they are imported
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-m", "bench.traffic", *(["--json"] if options.json else [])]
+        return subprocess.run(command, env=environment, check=False).returncode
+    if options.write and options.target:
+        parser.error("--write keeps the counts of all targets: leave out --target")
     rows = report(options.target or list(TARGETS), options.jobs)
-    bad = [(row, why) for row in rows if (why := faults(row))]
+    if options.write:
+        COSTS.write_text(write_costs(rows), "utf-8")
+    costs = read_costs(COSTS.read_text("utf-8"))
+    bad = [(row, why) for row in rows if (why := faults(row, costs))]
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("kernel", "variant", "target", title="Compiled without a GPU")
-        for column in ("registers", "spills", "shared", "binary"):
+        columns = ("registers", "spills", "programs", "shared", "binary", "shortest", "all")
+        table = Table("kernel", "variant", "target", title="Compiled without a GPU: counted, not measured")
+        for column in (*columns[:5], "shortest way", "a pixel", "all instructions", "a pixel"):
             table.add_column(column, justify="right")
         for row in rows:
-            numbers = (str(row[column]) for column in ("registers", "spills", "shared", "binary"))
-            table.add_row(row["kernel"], row["variant"], row["target"], *numbers)
-        Console(width=110).print(table)
+            figures = [str(row.get(column, "")) for column in columns[:5]]
+            for column in columns[5:]:
+                figures += [str(row.get(column, "")), f"{row[f'{column} each']:.3g}" if column in row else ""]
+            table.add_row(row["kernel"], row["variant"], row["target"], *figures)
+        Console(width=150).print(table)
+        print(
+            "a pixel: warp instructions; a pixel of a listed tile, where a kernel goes through tiles; a point, of PMG"
+        )
         for row, why in bad:
             print(f"{row['kernel']} ({row['variant']}) on {row['target']}: {', '.join(why)}")
     return 1 if bad else 0

@@ -49,7 +49,7 @@ def calls(height: int, width: int, density: float, device: str) -> dict[str, tup
     """Each public op on one random batch, on the device and by the CPU's own path: what both give must be equal."""
     import hmg_gpu
     from hmg_gpu.evaluation.metrics import detection_counts
-    from hmg_gpu.kernels import components, pmg, update
+    from hmg_gpu.kernels import components, counts, pmg, update
     from hmg_gpu.plain.components import connected_components
 
     generator = torch.Generator().manual_seed(height * width)
@@ -67,8 +67,8 @@ def calls(height: int, width: int, density: float, device: str) -> dict[str, tup
 
     def labels_of(mask: Tensor) -> Tensor:
         found = connected_components(mask).labels()
-        counts = found.flatten(1).amax(1).cummax(0).values  # the CPU numbers through the batch, the kernels by image
-        before = torch.cat((counts.new_zeros(1), counts[:-1]))[:, None, None]
+        last = found.flatten(1).amax(1).cummax(0).values  # the CPU numbers through the batch, the kernels by image
+        before = torch.cat((last.new_zeros(1), last[:-1]))[:, None, None]
         return torch.where(found > 0, found - before, 0).int()
 
     p, i, s, q, g, n = moved(prediction, initial, soft, inside, images, sizes)
@@ -84,10 +84,14 @@ def calls(height: int, width: int, density: float, device: str) -> dict[str, tup
         ),
         "components": (lambda: components.components(p)[0], lambda: labels_of(prediction)),
         "detection_counts": (
-            lambda: components.detection_counts(p, i, sizes=n),
+            lambda: counts.detection_counts(p, i, sizes=n),
             lambda: detection_counts(prediction, initial, sizes=sizes),
         ),
         "point_to_mask": (lambda: pmg.point_to_mask(g, q), lambda: hmg_gpu.point_to_mask(images, inside)),
+        "point_to_probability": (
+            lambda: pmg.point_to_probability(g, q),
+            lambda: hmg_gpu.point_to_probability(images, inside),
+        ),
         "point_to_mask, uint8": (
             lambda: pmg.point_to_mask(g.byte(), q),
             lambda: hmg_gpu.point_to_mask(images.byte(), inside),
@@ -97,6 +101,28 @@ def calls(height: int, width: int, density: float, device: str) -> dict[str, tup
             lambda: hmg_gpu.box_to_mask(images, inside, hmg_gpu.point_to_box(images, inside)),
         ),
     }
+
+    def judged(values: Tensor, run: Callable) -> Tensor:
+        """Planes, totals and refusals of ``correct`` as one row of numbers."""
+        return torch.cat([part.flatten().long() for part in run(values)])
+
+    odd = logits.clone()
+    odd[0, 0, 0], odd[1, -1, -1] = torch.nan, torch.inf
+    grouped, offsets = update.group_points(inside, 2)
+    h, o = moved(grouped, offsets)
+    for guard in (None, 0.4):
+        found[f"correct, guard {guard}"] = (
+            lambda g=guard: judged(
+                odd.to(device),
+                lambda v: update.correct(v, i, p, h, sizes=n, offsets=o, radius=RADIUS, guard=g),
+            ),
+            lambda g=guard: judged(
+                odd,
+                lambda v: update.correct_without_triton(
+                    v, initial, prediction, grouped, offsets, sizes, RADIUS, 0.0, 0.0, 1.0, g
+                ),
+            ),
+        )
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         values = logits.to(dtype)
         found[f"update, {dtype} logits"] = (
@@ -248,16 +274,20 @@ def synchronisation(device: str) -> dict:
 
 def graphs(device: str) -> dict:
     """Each op captured once, replayed on changed inputs: bit-equal to eager."""
-    from hmg_gpu.kernels import components, pmg, update
+    from hmg_gpu.kernels import counts, pmg, update
 
     prediction, initial, points = scene(2 if device == "cpu" else 8, 40 if device == "cpu" else 512, device)
     image = torch.rand(prediction.shape, device=device) * 255
     grouped, offsets = update.group_points(points, len(prediction))
+    sizes = torch.tensor(prediction.shape[1:], device=device).repeat(len(prediction), 1)
     found = {
         "update": lambda: update.update(prediction, initial, grouped, offsets=offsets, radius=RADIUS),
         "soft_update": lambda: update.soft_update(image / 255, initial.float(), grouped, offsets=offsets),
-        "detection_counts": lambda: components.detection_counts(prediction, initial),
+        "detection_counts": lambda: counts.detection_counts(prediction, initial),
         "pmg": lambda: pmg.point_to_mask(image, points),
+        "correct": lambda: update.correct(
+            image, initial, initial, grouped, sizes=sizes, offsets=offsets, threshold=200.0, high=255.0, guard=0.4
+        )[0],
     }
     replays = 2 if device == "cpu" else REPLAYS
     for name, call in found.items():
@@ -274,7 +304,7 @@ def graphs(device: str) -> dict:
 
 def repeats(device: str) -> dict:
     """Runs on the same input give the same bits, at densities from sparse to full."""
-    from hmg_gpu.kernels import components, pmg, update
+    from hmg_gpu.kernels import components, counts, pmg, update
 
     images, side, runs = (1, 40, 2) if device == "cpu" else (64, 512, 100)
     _, initial, points = scene(images, side, device)
@@ -285,7 +315,7 @@ def repeats(device: str) -> dict:
         found = {
             "update": lambda p=prediction: update.update(p, initial, grouped, offsets=offsets, radius=RADIUS),
             "components": lambda p=prediction: components.components(p)[0],
-            "detection_counts": lambda p=prediction: components.detection_counts(p[:8], initial[:8]),
+            "detection_counts": lambda p=prediction: counts.detection_counts(p[:8], initial[:8]),
             "pmg": lambda: pmg.point_to_mask(pixels, points),
         }
         for name, call in found.items():

@@ -117,13 +117,14 @@ def peers(prediction: Tensor, device: str) -> dict:
 def counts(device: str) -> dict:
     """IoU, Pd and Fa by batch; the floor reads two planes."""
     from hmg_gpu.kernels import components
+    from hmg_gpu.kernels import counts as kernels
 
     rows = {}
     for images in (2,) if device == "cpu" else (8, 64, 256):
         prediction, target, _ = scene(images, side(device), device)
         row = {
             "floor": replayed(lambda p=prediction, t=target: torch.logical_and(p, t), device),
-            "graph": replayed(lambda p=prediction, t=target: components.detection_counts(p, t), device),
+            "graph": replayed(lambda p=prediction, t=target: kernels.detection_counts(p, t), device),
             "components": replayed(lambda p=prediction: components.components(p)[0], device),
         }
         rows[f"{images} x {side(device)}^2"] = row | {

@@ -46,10 +46,10 @@ def works(size: int | None = None) -> dict[str, Work]:
         found[f"update, {images} images"] = lambda p=prediction, i=initial, q=points: hmg_gpu.update(p, i, q)
         target = prediction.roll((1, 1), (1, 2))
         found[f"metrics, {images} images"] = lambda p=prediction, t=target: detection_counts(p, t)
-    scene, _ = points_scene(64 if size is None else 2, "NUAA-SIRST", size)
+    scene, _ = points_scene(16 if size is None else 2, "NUAA-SIRST", size)
     torch.manual_seed(0)
-    student = Student({25: [CropNet() for _ in range(2)]}, StudentSettings(members=2))
-    found["learned masks, 64 points, two networks"] = lambda: student.probabilities(
+    student = Student({25: [CropNet() for _ in range(4)]}, StudentSettings())
+    found["learned masks, 16 points, four networks"] = lambda: student.probabilities(
         scene.images, scene.points, sizes=scene.sizes
     )
     return found

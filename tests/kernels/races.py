@@ -33,7 +33,10 @@ FAR = 2**62
 
 
 class Conflict(NamedTuple):
-    """Two places in the source that meet in memory without an order."""
+    """Two places in the source that meet in memory without an order.
+
+    Between threads ``first`` is the one that the program comes to first; either way round is a conflict of its own.
+    """
 
     kernel: str
     first: Site
@@ -93,79 +96,84 @@ class Races(Watcher):
             low = high = lanes.astype(np.int64) + (group << 40)
         x, y, z = index = interpreter.interpreter_builder.grid_idx
         program = x + (y << 24) + (z << 40)
-        rows = np.empty((len(addresses) * operation.size, 6), dtype=np.int64)
+        rows = np.empty((len(addresses) * operation.size, 7), dtype=np.int64)
         rows[:, 0] = (addresses[:, None] + np.arange(operation.size)).reshape(-1)
         rows[:, 1], rows[:, 2], rows[:, 3] = program, self._barriers[index], number
         rows[:, 4], rows[:, 5] = (np.repeat(bound, operation.size) for bound in (low, high))
+        rows[:, 6] = len(self._log)
         self._log.append(rows)
         return operation.run(operation.mask)
 
     def finish(self) -> None:
         if not self._log:
             return
-        address, program, barriers, place, low, high = np.concatenate(self._log).T
+        address, program, barriers, place, low, high, time = np.concatenate(self._log).T
         self._log = []
-        # Byte by byte and place by place: the lowest and the highest program.
-        (of_byte, of_place), (first, last) = _reduce((address, place), program, program)
-        self._report(of_byte[:, None], of_place, first, last, "programs")
-        (byte, owner, passed, of_place), (first, last) = _reduce((address, program, barriers, place), low, high)
-        self._report(np.stack((byte, owner, passed), 1), of_place, first, last, "threads")
+        # Byte by byte and place by place: the lowest and the highest program; then of each program the threads.
+        (of_byte, of_place), bounds = _reduce((address, place), program, program, time)
+        self._report(of_byte[:, None], of_place, bounds, "programs")
+        (byte, owner, passed, of_place), bounds = _reduce((address, program, barriers, place), low, high, time)
+        self._report(np.stack((byte, owner, passed), 1), of_place, bounds, "threads")
 
-    def _report(self, keys: np.ndarray, places: np.ndarray, low: np.ndarray, high: np.ndarray, where: str) -> None:
-        """Conflicts among rows of one key: rows are (key, place) with the lowest and highest actor."""
-        kinds = {number: one.kind for one, number in self._sites.items()}
+    def _report(self, keys: np.ndarray, places: np.ndarray, bounds: np.ndarray, where: str) -> None:
+        """Conflicts among rows of one key: (key, place) with lowest and highest actor, first and last time."""
         names = {number: one for one, number in self._sites.items()}
-        writes = np.isin(places, [number for number, kind in kinds.items() if kind != "load"])
+        writes = np.isin(places, [number for number, one in names.items() if one.kind != "load"])
         begins = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(1)])
         key = np.cumsum(np.isin(np.arange(len(keys)), begins)) - 1
         # Only keys that somebody writes and two actors share can conflict.
         doubtful = np.logical_or.reduceat(writes, begins) & (
-            np.minimum.reduceat(low, begins) < np.maximum.reduceat(high, begins)
+            np.minimum.reduceat(bounds[0], begins) < np.maximum.reduceat(bounds[1], begins)
         )
         kept = doubtful[key]
-        key, places, low, high = np.cumsum(doubtful)[key][kept] - 1, places[kept], low[kept], high[kept]
-        present = np.unique(places)
-        least = {p: np.full(int(doubtful.sum()), FAR + 1) for p in present}
-        most = {p: np.full(int(doubtful.sum()), EVERY - 1) for p in present}
-        for p in present:
-            least[p][key[places == p]], most[p][key[places == p]] = low[places == p], high[places == p]
-        for i, a in enumerate(present):
-            for b in present[i:]:
-                both = (most[a] >= EVERY) & (most[b] >= EVERY)
-                apart = both & (np.minimum(least[a], least[b]) < np.maximum(most[a], most[b]))
-                if "store" not in (kinds[a], kinds[b]) and {kinds[a], kinds[b]} != {"load", "atomic"}:
+        key, places, bounds = np.cumsum(doubtful)[key][kept] - 1, places[kept], bounds[:, kept]
+        table = {}
+        for place in np.unique(places):
+            table[place] = np.repeat([[FAR + 1], [EVERY - 1], [FAR + 1], [EVERY - 1]], int(doubtful.sum()), axis=1)
+            table[place][:, key[places == place]] = bounds[:, places == place]
+        for a, (least_a, most_a, first_a, _) in table.items():
+            for b, (least_b, most_b, _, last_b) in table.items():
+                kinds = {names[a].kind, names[b].kind}
+                if "store" not in kinds and kinds != {"load", "atomic"}:
                     continue
+                both = (most_a >= EVERY) & (most_b >= EVERY)
+                apart = both & (np.minimum(least_a, least_b) < np.maximum(most_a, most_b)) & (first_a < last_b)
                 if apart.any():
-                    ends = sorted((names[a], names[b]), key=str)
+                    ends = (names[a], names[b])
+                    ends = tuple(sorted(ends, key=str)) if where == "programs" else ends
                     self.conflicts[Conflict(self._kernel, *ends, where)] += int(apart.sum())
 
 
 def _reduce(
-    columns: tuple[np.ndarray, ...], low: np.ndarray, high: np.ndarray
-) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """One row for each combination of the columns, sorted, with the least of ``low`` and the most of ``high``."""
+    columns: tuple[np.ndarray, ...], low: np.ndarray, high: np.ndarray, time: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """One row for each combination of the columns, sorted: least ``low``, most ``high``, first and last ``time``."""
     order = np.lexsort(columns[::-1])
     columns = [column[order] for column in columns]
     changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     begins = np.flatnonzero(np.r_[True, changes])
-    return [column[begins] for column in columns], (
-        np.minimum.reduceat(low[order], begins),
-        np.maximum.reduceat(high[order], begins),
-    )
+    least = [np.minimum.reduceat(values[order], begins) for values in (low, time)]
+    most = [np.maximum.reduceat(values[order], begins) for values in (high, time)]
+    return [column[begins] for column in columns], np.stack((least[0], most[0], least[1], most[1]))
 
 
 class Harmless(NamedTuple):
-    """Two places that may meet, and why no order of theirs changes a result."""
+    """Two places that may meet, and why no order of theirs changes a result.
+
+    ``in_turn``: of threads only where the program comes to the first one first.
+    """
 
     functions: str  # of the first and the second place, where they differ
     first: str
     second: str
     why: str
+    in_turn: bool = False
 
     def covers(self, conflict: Conflict) -> bool:
         one, _, other = self.functions.partition(", ")
-        ends = {(conflict.first.function, conflict.first.code), (conflict.second.function, conflict.second.code)}
-        return ends == {(one, self.first), (other or one, self.second)} and conflict.where != "lanes"
+        own = [(one, self.first), (other or one, self.second)]
+        ends = [(place.function, place.code) for place in (conflict.first, conflict.second)]
+        return conflict.where != "lanes" and (ends == own or (ends == own[::-1] and not self.in_turn))
 
 
 def unlisted(conflicts: Iterable[Conflict], harmless: Iterable[Harmless]) -> list[Conflict]:
