@@ -177,6 +177,7 @@ def test_learned_masks_hold_no_synchronisation(flips: bool, fake_device: str, mo
             return torch.empty(shape, dtype=dtype, device=fake_device)
 
         weights = {name: empty(*value.shape, dtype=value.dtype) for name, value in state.items()}
+        student.placements = {8: ()}
         student.networks = {8: [lambda crops: torch.func.functional_call(model, weights, (crops,))]}
         data = ImageSet(list("abc"), empty(3, 64, 48, dtype=torch.uint8), empty(3, 2), empty(9, 3))
         with NoSynchronisation():
