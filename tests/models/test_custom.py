@@ -143,7 +143,7 @@ def test_a_run_resumes_with_its_network_alone(data: Path, command, tmp_path: Pat
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
     acm = tmp_path / "acm"
-    assert command(train.main, "--data", data, *FAST, "--out", acm)[0] == 0
+    assert command(train.main, "--data", data, "--model", "acm", *FAST, "--out", acm)[0] == 0
     for wrong in (model, "dnanet"):
         code, text = command(train.main, "--resume", acm, "--model", wrong)
         assert code == 2 and "takes every setting from the run" in text

@@ -66,6 +66,7 @@ def test_blocks_of_a_listing() -> None:
 
 def test_a_row_beyond_its_bounds_fails() -> None:
     row = {"kernel": "k", "variant": "v", "target": "sm_90", "spills": 0, "registers": 60, "shortest": 100, "all": 900}
+    row |= {"limit": 128}
     costs = read_costs(write_costs([row]))
     assert costs == {("k", "v", "sm_90"): {name: row[name] for name in COUNTED}}
     assert faults(row, costs) == [] and faults(row | {"shortest": 110}, costs) == []
