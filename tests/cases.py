@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Points = Sequence[tuple[int, int]]
+SEEDS = int(os.environ.get("HMG_SEEDS", "6"))  # of the long random sweeps over kernels; 25 make a thousand cases
 
 
 def sweep(values: Iterable[Any], *, fast: int = 1) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import ADVERSARIAL_MASKS, cut, pad, random_mask, random_shape, spiral, sweep
+from cases import ADVERSARIAL_MASKS, SEEDS, cut, pad, random_mask, random_shape, spiral, sweep
 from scipy import ndimage
 
 from hmg_gpu.kernels import blocks, stream, tiles
@@ -144,7 +144,7 @@ def expected_counts(prediction, target, distance):
     return [wanted[name] for name in names] + [int((prediction & ~target).sum()), target.size]
 
 
-@pytest.mark.parametrize("seed", sweep(range(25)))
+@pytest.mark.parametrize("seed", sweep(range(SEEDS)))
 def test_random_detections(seed: int) -> None:
     """1,000 pairs, eight to a launch."""
     rng = np.random.default_rng(seed)

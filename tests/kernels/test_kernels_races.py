@@ -17,7 +17,7 @@ import reference
 import torch
 import triton
 import triton.language as tl
-from cases import point_rows, random_mask, random_points, random_shape, scene, scene_points, spiral, sweep
+from cases import SEEDS, point_rows, random_mask, random_points, random_shape, scene, scene_points, spiral, sweep
 from interleaving import Interleaved
 from races import Harmless, Races, unlisted
 from test_kernels_components import expected_counts, expected_table
@@ -152,7 +152,7 @@ def test_every_planted_race_is_found(fault: planted.Fault, tmp_path, small_tiles
 # ---- any interleaving -----------------------------------------------------------------------------------------------
 
 SCHEDULES = int(os.environ.get("HMG_SCHEDULES", "5"))  # of each case
-CASES = sweep(range(20))
+CASES = sweep(range(SEEDS))
 
 
 def agree(run: Callable[[], Tensor | tuple[Tensor, ...]], expected: list[np.ndarray], case: int) -> None:

@@ -11,7 +11,18 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from cases import ADVERSARIAL_MASKS, cut, pad, point_rows, random_mask, random_points, random_shape, spiral, sweep
+from cases import (
+    ADVERSARIAL_MASKS,
+    SEEDS,
+    cut,
+    pad,
+    point_rows,
+    random_mask,
+    random_points,
+    random_shape,
+    spiral,
+    sweep,
+)
 from scipy import ndimage
 
 from hmg_gpu.common.tensors import valid_area
@@ -59,7 +70,7 @@ def check(masks, initials, points_of_images, *, radius, seed=0, packed=False):
         assert not out[k, height:].any() and not out[k, :, width:].any()
 
 
-@pytest.mark.parametrize("seed", sweep(range(25)))
+@pytest.mark.parametrize("seed", sweep(range(SEEDS)))
 def test_random_masks(seed: int) -> None:
     """1,000 images, eight to a launch, of one size or of several, in words or in bytes."""
     rng = np.random.default_rng(seed)
