@@ -85,19 +85,19 @@ def counted() -> Iterator[Traffic]:
 
 
 def ops(mask: Tensor) -> dict[str, Callable[[], object]]:
-    """The ops on one image, of a prediction and an initial mask that are both ``mask``."""
+    """The ops on one image, of a prediction and an initial mask that are both as ``mask``."""
     from hmg_gpu.kernels import components, counts, update
 
     points, offsets = update.group_points(torch.tensor([[0, 9, 9], [0, 40, 300]]), 1)
     sizes = torch.tensor([[HEIGHT, WIDTH]])
-    logits = torch.where(mask, 2.0, -2.0)
+    logits, initial, current = torch.where(mask, 2.0, -2.0), mask.clone(), mask.clone()  # a byte counts once
     correct = {"sizes": sizes, "offsets": offsets, "low": -9.0, "high": 9.0, "guard": 1.0}
     return {
-        "update": lambda: update.update(mask, mask, points, offsets=offsets),
-        "update, float32 logits": lambda: update.update(logits, mask, points, offsets=offsets),
+        "update": lambda: update.update(mask, initial, points, offsets=offsets),
+        "update, float32 logits": lambda: update.update(logits, initial, points, offsets=offsets),
         "soft_update": lambda: update.soft_update(logits.sigmoid(), mask.float(), points, offsets=offsets),
-        "correct, bfloat16 logits": lambda: update.correct(logits.bfloat16(), mask, mask, points, **correct),
-        "detection_counts": lambda: counts.detection_counts(mask, mask),
+        "correct, bfloat16 logits": lambda: update.correct(logits.bfloat16(), initial, current, points, **correct),
+        "detection_counts": lambda: counts.detection_counts(mask, initial),
         "components": lambda: components.components(mask, capacity=64),
     }
 
