@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +46,26 @@ def summary(folder: Path) -> dict[str, object]:
     return {key: value for key, value in found.items() if key not in clocks}
 
 
-def stopped(root: Path, out: Path, after: int, *more: object) -> None:
-    """A run that Ctrl-C ends while it writes part ``after``: one mask of it is there."""
+@contextmanager
+def ctrl_c_after(parts: int) -> Iterator[None]:
+    """Ctrl-C while hmg-gpu masks writes the part after so many: one mask of it is there."""
     with pytest.MonkeyPatch.context() as patch:
         write, calls = command._write_masks, []
 
         def interrupted(folder: Path, data, found) -> None:
             calls.append(data)
-            if len(calls) > after:
+            if len(calls) > parts:
                 write(folder, data.subset([0]), found[:1])
                 raise KeyboardInterrupt
             write(folder, data, found)
 
         patch.setattr(command, "_write_masks", interrupted)
+        yield
+
+
+def stopped(root: Path, out: Path, after: int, *more: object) -> None:
+    """A run that Ctrl-C ends while it writes part ``after``."""
+    with ctrl_c_after(after):
         assert make(root, out, *FIXED, *more) == 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from hmg_gpu.data import (
 from hmg_gpu.data.folder import find_list
 from hmg_gpu.data.images import map_files, read_header
 from hmg_gpu.data.points import image_stem
+from hmg_gpu.data.record import PIXELS, record_of
 from hmg_gpu.data.sets import padded_shape
 from hmg_gpu.data.source import SYNTHETIC
 from hmg_gpu.data.store import open_split
@@ -140,6 +142,13 @@ class Source:
         part = runs[0] if len(runs) == 1 else _join(runs)
         points = load_points(self.points, part.names, part.sizes)
         return replace(part, points=points, masks=None, mean=mean, std=std)
+
+    def pixels(self, rows: Sequence[int]) -> list[int]:
+        """A CRC-32 of each image: of its file, or in a store of its pixels."""
+        if isinstance(self._images, Images):
+            paths = [self._images.paths[row] for row in rows]
+            return list(map_files(lambda path: zlib.crc32(path.read_bytes()), paths))
+        return record_of(self.read(rows))[PIXELS].tolist()
 
     def sample(self, points: int, pixels: int) -> ImageSet:
         """As :class:`hmg_gpu.masks.makers.maker.Sampled`."""

@@ -18,7 +18,18 @@ from rich.text import Text
 from hmg_gpu.commands.coco import write_coco
 from hmg_gpu.commands.confidence import join_confidence, write_confidence
 from hmg_gpu.commands.inputs import Source, open_source
-from hmg_gpu.commands.journal import SUMMARY, Journal, check_data, missing, take_up, unfinished
+from hmg_gpu.commands.journal import (
+    COUNTS,
+    PIXELS,
+    SUMMARY,
+    Done,
+    Journal,
+    all_pixels,
+    check_data,
+    noted,
+    take_up,
+    unfinished,
+)
 from hmg_gpu.commands.options import make_correction, make_makers, make_network
 from hmg_gpu.common.checks import usable_device
 from hmg_gpu.common.checksums import write_sealed_json
@@ -36,7 +47,6 @@ from hmg_gpu.masks import ByHand, Maker, Pmg
 from hmg_gpu.masks.components import connected_components
 
 SHEET = 8  # images on an overlay sheet
-TOTALS = ("images", "components", "foreground", "pixels")
 
 
 def masks(options: argparse.Namespace, console: Console) -> int:
@@ -72,15 +82,18 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
     about |= source.digest()
 
     parts = [range(first, min(first + options.batch, len(names))) for first in range(0, len(names), options.batch)]
-    known = team.first(lambda: take_up(out, about, names, options.coco)) if options.resume else []
+    known: dict[int, Done] | None = {}
+    if options.resume:
+        named = [names[part.start : part.stop] for part in parts]
+        known = team.first(lambda: take_up(out, about, named, lambda part: source.pixels(parts[part]), options.coco))
     if known is None:
         say(console, f"{out}: complete already, nothing to do")
         return 0
-    done = {part: counts for part, counts in known if missing(out, [names[row] for row in parts[part]]) is None}
     mine = range(len(parts))[team.rank :: team.ranks]
-    todo = [part for part in mine if part not in done]
-    journal = Journal(out, about, team.rank, {part: done[part] for part in mine if part in done})
-    totals = [sum(column) for column in zip((0,) * 4, *journal.lines.values(), strict=True)]
+    todo = [part for part in mine if part not in known]
+    journal = Journal(out, about, team.rank, {part: known[part] for part in mine if part in known})
+    counted = [done.counts for done in journal.lines.values()]
+    totals = [sum(column) for column in zip((0,) * len(COUNTS), *counted, strict=True)]
     made = 0
     with bar(console, "masks", sum(len(parts[part]) for part in todo)) as advance:
         normalisation = network and network.normalisation
@@ -94,13 +107,13 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
                 _write_overlays(out / "overlays", data.to("cpu"), {kind: predicted}, parts[part][0])
             _write_masks(out, data, predicted)
             write_confidence(out, part, data, maker)
-            journal.add(part, counts)
+            journal.add(part, Done(counts, source.pixels(parts[part])))
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
             made += len(data)
             advance(len(data))
 
     *sums, made = team.add(torch.tensor([*totals, made])).tolist()  # no rank goes on before all have written
-    numbers = dict(zip(TOTALS, sums, strict=True)) | {"points": sum(map(len, source.points.values()))}
+    numbers = dict(zip(COUNTS, sums, strict=True)) | {"points": sum(map(len, source.points.values()))}
     seconds = time.perf_counter() - started
     numbers |= {"seconds": seconds, "peak_memory_gb": peak_memory_gb(), "images_per_second": made / seconds}
     numbers |= {"megapixels_per_second": numbers["pixels"] / numbers["images"] * made / seconds / 1e6}
@@ -115,7 +128,9 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
                     written = map_files(read_mask, [out / f"{names[row]}.png" for row in part])
                     for row, mask in zip(part, written, strict=True):
                         coco.add(row + 1, torch.from_numpy(mask))
-        write_sealed_json(out / SUMMARY, how | numbers | {"run": about})
+        done = noted(out)
+        pixels = all_pixels([done[part].pixels for part in range(len(parts))])
+        write_sealed_json(out / SUMMARY, how | numbers | {"run": about | {PIXELS: pixels}})
         for path in unfinished(out):
             path.unlink()
 

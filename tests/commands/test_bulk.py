@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_tools import FIXED, make, refused, run, stopped, summary
+from command_tools import FIXED, ctrl_c_after, make, refused, run, stopped, summary
+from PIL import Image
 from tiny import write_folder
 
 from hmg_gpu.commands import masks as command
 from hmg_gpu.commands.inputs import open_source
-from hmg_gpu.commands.journal import JOURNAL, Journal, take_up, unfinished
-from hmg_gpu.common.checksums import write_sealed_json
+from hmg_gpu.commands.journal import JOURNAL, Done, Journal, take_up, unfinished
+from hmg_gpu.common.checksums import checksum_of, write_sealed_json
 from hmg_gpu.common.errors import InputError
-from hmg_gpu.data import load_folder, load_images
+from hmg_gpu.common.files import append_text
+from hmg_gpu.data import load_folder, load_images, read_image, write_store
 from hmg_gpu.models import build_model
 from hmg_gpu.models.checkpoints import save_checkpoint
 
@@ -95,6 +98,40 @@ def test_moved_points_are_not_taken_for_the_old_ones(
     assert run(*command) == 0  # nothing to go on with: a new run
     table.write_text("\n".join(["image,y,x", *clicks[:-1]]) + "\n")
     refused(capsys, run(*command), "hmg.json", "other points")
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_changed_pixels_are_not_taken_for_the_old_ones(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Whether the run was stopped or has ended; an image that has no mask yet may change."""
+    images, out = root / "images", tmp_path / "out"
+
+    def change(name: str) -> None:
+        pixels = read_image(images / f"{name}.png").copy()
+        pixels[0, 0] ^= 1
+        Image.fromarray(pixels).save(images / f"{name}.png")
+
+    def masks(*more: object) -> int:
+        if kind == "folder":
+            return make(root, out, *FIXED, *more)
+        write_store(tmp_path / "set.h5", [replace(load_folder(root, "train"), masks=None)])
+        return run("masks", "--images", tmp_path / "set.h5", "--points", "masks_centroid", "--out", out, *FIXED, *more)
+
+    with ctrl_c_after(2):
+        assert masks() == 130
+    change("train5")
+    assert masks("--resume") == 0
+    capsys.readouterr()
+    assert masks("--resume") == 0 and "complete already" in capsys.readouterr().out
+    change("train4")
+    refused(capsys, masks("--resume"), "hmg.json", "other pixels")
+    with ctrl_c_after(2):
+        assert masks() == 130
+    change("train1")
+    capsys.readouterr()
+    refused(capsys, masks("--resume"), "train1 has changed since its mask was made", "leave out --resume")
+    assert masks() == 0 and masks("--resume") == 0
 
 
 def test_without_resume_all_is_made_anew(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,15 +222,27 @@ def test_any_rows_of_a_store(root: Path, tmp_path: Path) -> None:
 def test_a_line_of_a_journal_that_changed_is_made_anew(tmp_path: Path) -> None:
     writer = Journal(tmp_path, {"extent": 8}, 0, {})
     writer.begin()
+    done = Done([2, 4, 57, 1000], [])
     for part in range(3):
-        writer.add(part, [2, 4, 57, 1000])
-    assert take_up(tmp_path, {"extent": 8}, []) == [(part, [2, 4, 57, 1000]) for part in range(3)]
-    writer.path.write_text(writer.path.read_text().replace("\n1 2 4 57", "\n1 2 4 59"))
-    assert [part for part, _ in take_up(tmp_path, {"extent": 8}, [])] == [0, 2]
+        writer.add(part, done)
+    assert take_up(tmp_path, {"extent": 8}, [[]] * 3, lambda part: []) == dict.fromkeys(range(3), done)
+    writer.path.write_text(writer.path.read_text().replace("\n[1, [2, 4, 57", "\n[1, [2, 4, 59"))
+    assert list(take_up(tmp_path, {"extent": 8}, [[]] * 3, lambda part: [])) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "entry", ([0], [0, [1, 2, 3, 4], [1, 2]], [0, [1, 2, 3], []], [-1, [1, 2, 3, 4], []], [9, [1, 2, 3, 4], []], 7, "a")
+)
+def test_forged_lines_of_a_journal_are_left_out(entry: object, tmp_path: Path) -> None:
+    writer = Journal(tmp_path, {"extent": 8}, 0, {})
+    writer.begin()
+    text = json.dumps(entry)
+    append_text(writer.path, f"{text} {checksum_of(text.encode())}\n")
+    assert take_up(tmp_path, {"extent": 8}, [[]] * 3, lambda part: []) == {}
 
 
 @pytest.mark.parametrize("run", [[], [3], 3, "extent", None])
 def test_forged_summaries_are_refused(run: object, tmp_path: Path) -> None:
     write_sealed_json(tmp_path / "hmg.json", {"run": run})
     with pytest.raises(InputError, match="its masks were made with other extent"):
-        take_up(tmp_path, {"extent": 8}, [])
+        take_up(tmp_path, {"extent": 8}, [], lambda part: [])

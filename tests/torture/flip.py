@@ -50,7 +50,7 @@ def _store(path: Path) -> list[Any]:
 
 def _journal(path: Path) -> list[Any]:
     """A part whose line is not whole is made anew: what is left must be true."""
-    return sorted(journal.take_up(path.parent, {"extent": 8}, []))
+    return sorted(journal.take_up(path.parent, {"extent": 8}, [[]] * 12, lambda part: []).items())
 
 
 def write_files(folder: Path, seed: int) -> dict[str, tuple[Path, Callable[[Path], list[Any]]]]:
@@ -73,7 +73,7 @@ def write_files(folder: Path, seed: int) -> dict[str, tuple[Path, Callable[[Path
     writer = journal.Journal(masks, {"extent": 8}, 0, {})
     writer.begin()
     for part in range(12):
-        writer.add(part, [part + seed, 2 * part, 300 + part, 4000])
+        writer.add(part, journal.Done([part + seed, 2 * part, 300 + part, 4000], []))
     return {
         "weights": (folder / "stage2.safetensors", _network),
         "state": (folder / "last.safetensors", _state),

@@ -35,6 +35,7 @@ import train
 from hmg_gpu import MaskUpdater
 from hmg_gpu.commands import journal
 from hmg_gpu.commands import main as cli
+from hmg_gpu.commands.inputs import open_source
 from hmg_gpu.common import locks
 from hmg_gpu.common.checksums import KEY, checksum_of_json, read_sealed_json
 from hmg_gpu.common.errors import InputError
@@ -105,10 +106,12 @@ def prepare(folder: Path) -> Corpus:
 def _journal(folder: Path) -> bytes:
     """Of the masks in ``made``, had they been stopped before the last part."""
     about = json.loads((folder / "made" / "hmg.json").read_text())["run"]
+    del about[journal.PIXELS]
     writer = journal.Journal(folder / "files" / "masks", about, 1, {})
     writer.begin()
-    for part in range(3):
-        writer.add(part, [2, 2, 40, 3000])
+    with open_source(folder / "good" / "images", folder / "good" / "masks_centroid", None, None) as source:
+        for part in range(3):
+            writer.add(part, journal.Done([2, 2, 40, 3000], source.pixels([2 * part, 2 * part + 1])))
     return writer.path.read_bytes()
 
 
