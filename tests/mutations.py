@@ -295,7 +295,7 @@ BUGS = (
     ),
     Bug(
         "checksum: of a line of a journal not compared",
-        "checksum != checksum_of(numbers.encode())",
+        "checksum != checksum_of(text.encode())",
         "False",
         "test_bulk.py",
     ),
