@@ -1,4 +1,4 @@
-"""Training batches made on the device from images that live there: crops, flips and transposes as one gather."""
+"""Training batches made on the device from images that live there: crops, turned and jittered, as one gather."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hmg_gpu.common.checks import can_read
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data.sets import ImageSet
 
-PLAN = ("image", "top", "left", "flip_rows", "flip_columns", "transpose")
+PLAN = ("image", "top", "left", "flip_rows", "flip_columns", "transpose", "gain", "offset")
+ONE = 1_000_000  # the unit of gain and offset in a plan
 
 
 def draw_epoch(
@@ -24,6 +25,7 @@ def draw_epoch(
     positive: float = 0.0,
     points: Tensor | None = None,
     images: Tensor | None = None,
+    jitter: float = 0.0,
 ) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
@@ -38,9 +40,11 @@ def draw_epoch(
         positive: share of the crops that hold a point of their image, if it has any; the others lie anywhere.
         points: int64 [P, 3] on the CPU, rows (image, y, x), sorted; for ``positive``.
         images: int64 [n] on the CPU, the only images to draw from; None: all N of them.
+        jitter: J: each crop's normalised intensities are multiplied by ``exp(J u)``, then ``J v`` is added; u and v are
+            uniform in -1 to 1. The other columns do not depend on it.
 
     Returns:
-        int64 [steps, B, 6] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
+        int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
     """
     count = len(sizes if images is None else images)
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
@@ -53,7 +57,12 @@ def draw_epoch(
     flips = torch.randint(0, 2, (len(order), 3), generator=generator)
     if positive and points is not None and len(points):
         corner = _around_points(order, corner, slack, points, patch_size, positive, generator)
-    return torch.cat((order[:, None], torch.minimum(corner, slack), flips), dim=1).view(steps, batch_size, len(PLAN))
+    light = torch.tensor([[ONE, 0]]).expand(len(order), 2)
+    if jitter:
+        gain, offset = (torch.rand(2, len(order), generator=generator, dtype=torch.float64) * 2 - 1) * jitter
+        light = (ONE * torch.stack((gain.exp(), offset), dim=1)).round().long()
+    plan = torch.cat((order[:, None], torch.minimum(corner, slack), flips, light), dim=1)
+    return plan.view(steps, batch_size, len(PLAN))
 
 
 def _around_points(
@@ -90,12 +99,12 @@ def mix_seed(*parts: int) -> int:
 def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Cut and augment the crops of one batch, all on the device of the images and without synchronising.
 
-    Images are normalised; outside an image the crop is zero after normalisation.
+    Images are normalised, then brightened as the plan says; outside an image the crop is zero.
 
     Args:
         data: images, sizes, mean and std.
         masks: bool [N, H, W], the labels to train on; or uint8 soft labels, 255 is 1.
-        plan: int64 [B, 6] on the same device, one batch of :func:`draw_epoch`.
+        plan: int64 [B, 8] on the same device, one batch of :func:`draw_epoch`.
         patch_size: S in pixels.
 
     Returns:
@@ -104,7 +113,7 @@ def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> t
     if can_read(plan):
         return _cut_slices(data, masks, plan, patch_size)
     _, height, width = data.images.shape
-    image, top, left, flip_rows, flip_columns, transpose = plan[:, :, None, None].unbind(1)  # [B, 1, 1]
+    image, top, left, flip_rows, flip_columns, transpose, *light = plan[:, :, None, None].unbind(1)  # [B, 1, 1]
     steps = torch.arange(patch_size, device=plan.device)
     down, across = steps[None, :, None], steps[None, None, :]
     # Where each output pixel comes from: undo the transpose, then the flips, then the crop.
@@ -114,7 +123,8 @@ def cut_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> t
     size = data.sizes[image[:, 0, 0]]  # [B, 2]
     valid = (rows < size[:, 0, None, None]) & (columns < size[:, 1, None, None])
     index = (image * height + rows.clamp(max=height - 1)) * width + columns.clamp(max=width - 1)  # [B, S, S]
-    values = (data.images.view(-1)[index].float() - data.mean) / data.std
+    gain, offset = ((column.double() / ONE).float() for column in light)
+    values = (data.images.view(-1)[index].float() - data.mean) / data.std * gain + offset
     return torch.where(valid, values, 0)[:, None], (masks.view(-1)[index] * valid)[:, None]
 
 
@@ -122,14 +132,17 @@ def _cut_slices(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) ->
     """The same where the plan lies in host memory: slices and flips take a tenth of the time of the gather."""
     images = torch.zeros(len(plan), 1, patch_size, patch_size)
     labels = torch.zeros(images.shape, dtype=masks.dtype)
-    for row, (image, top, left, flip_rows, flip_columns, transpose) in enumerate(plan.tolist()):
+    for row, (image, top, left, flip_rows, flip_columns, transpose, *light) in enumerate(plan.tolist()):
         height, width = data.host_sizes[image].tolist()
         tall, wide = min(patch_size, height - top), min(patch_size, width - left)
         # A flip of the whole crop moves what is beyond the image to the other side.
         rows = slice(patch_size - tall, None) if flip_rows else slice(tall)
         columns = slice(patch_size - wide, None) if flip_columns else slice(wide)
         flips = [axis for axis, flip in enumerate((flip_rows, flip_columns)) if flip]
+        gain, offset = (number / ONE for number in light)
         values = (data.images[image, top : top + tall, left : left + wide].float() - data.mean) / data.std
+        if (gain, offset) != (1, 0):
+            values = values * gain + offset
         mask = masks[image, top : top + tall, left : left + wide]
         to_image, to_label = (batch[row, 0].T if transpose else batch[row, 0] for batch in (images, labels))
         to_image[rows, columns], to_label[rows, columns] = values.flip(flips), mask.flip(flips)

@@ -222,8 +222,9 @@ class Training:
             positive=settings.positive,
             points=self._points,
             images=pool,
+            jitter=settings.jitter,
         ).tensor_split(team.ranks, dim=1)[team.rank]
-        plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 6]
+        plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 8]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
         self.training_step.set_rate(rate)
         self.model.train()

@@ -69,6 +69,13 @@ class Settings:
         least=0,
         most=1,
     )
+    jitter: float = setting(
+        0.0,
+        "J: normalised intensities of a crop are multiplied by exp(J u), then J v is added; u, v random in -1 to 1 "
+        "(the paper: 0)",
+        least=0,
+        most=2,
+    )
     learning_rate: float = setting(1e-3, "of Adam, annealed by a cosine to 0 over each stage", above=0)
     average: float = setting(
         0.0,

@@ -113,7 +113,7 @@ class TrainingStep:
 
         Args:
             masks: bool [N, H, W], the labels; or uint8 soft labels, which are counted as masks where above 0.5.
-            plan: int64 [B, 6] on the device, one batch of :func:`hmg_gpu.data.batches.draw_epoch` (or a rank's rows).
+            plan: int64 [B, 8] on the device, one batch of :func:`hmg_gpu.data.batches.draw_epoch` (or a rank's rows).
         """
         if self.way != "graph":
             self._run(masks, plan)

@@ -14,7 +14,7 @@ from tiny import POISON, SIZES, tiny_set
 
 from hmg_gpu.data import ImageSet
 from hmg_gpu.data import batches as module
-from hmg_gpu.data.batches import PLAN, batches, cut_crops, draw_epoch, mix_seed, to_targets
+from hmg_gpu.data.batches import ONE, PLAN, batches, cut_crops, draw_epoch, mix_seed, to_targets
 
 
 @pytest.fixture(autouse=True, params=["slices", "gather"])
@@ -25,13 +25,17 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 WAYS = list(product((0, 1), repeat=3))  # flip_rows, flip_columns, transpose
+PLAIN = (ONE, 0)  # gain, offset of a crop that keeps its intensities
+LIGHTS = (PLAIN, (1_250_000, 0), (777_777, -430_001))
 
 
 def crop(values: NDArray, row: list[int], side: int) -> NDArray:
     """One crop the slow way: cut, pad with zero, flip rows, flip columns, transpose."""
-    _, top, left, flip_rows, flip_columns, transpose = row
+    _, top, left, flip_rows, flip_columns, transpose, gain, offset = row
     out = np.zeros((side, side), values.dtype)
     part = values[top : top + side, left : left + side]
+    if part.dtype == np.float32:
+        part = part * np.float32(gain / ONE) + np.float32(offset / ONE)
     out[: part.shape[0], : part.shape[1]] = part
     if flip_rows:
         out = out[::-1]
@@ -41,12 +45,12 @@ def crop(values: NDArray, row: list[int], side: int) -> NDArray:
 
 
 def every_crop(side: int) -> torch.Tensor:
-    """Each image at its extreme corners in all eight orientations: int64 [P, 6]."""
+    """Each image at its extreme corners in all eight orientations, some brightened: int64 [P, 8]."""
     rows = []
     for index, size in enumerate(SIZES):
         down, across = (max(length - side, 0) for length in size)
         rows += [(index, top, left, *way) for top in {0, down} for left in {0, across} for way in WAYS]
-    return torch.tensor(rows)
+    return torch.tensor([(*row, *LIGHTS[place % 3]) for place, row in enumerate(rows)])
 
 
 @pytest.mark.parametrize("side", [20, 32, 64])  # inside every image; larger than some; larger than the padded batch
@@ -62,7 +66,7 @@ def test_crops_equal_the_slow_ones(side: int, dtype: torch.dtype) -> None:
         height, width = SIZES[row[0]]
         pixels = data.images[row[0], :height, :width].numpy().astype(np.float32)
         expected = crop((pixels - np.float32(data.mean)) / np.float32(data.std), row, side)
-        np.testing.assert_allclose(image, expected, rtol=1e-6)
+        np.testing.assert_allclose(image, expected, rtol=1e-5, atol=1e-6)
         assert np.array_equal(image == 0, expected == 0)  # the padding is exactly zero
         assert np.array_equal(mask, crop(data.masks[row[0], :height, :width].numpy(), row, side))
 
@@ -71,12 +75,16 @@ def test_hand_made() -> None:
     values = torch.tensor([[[1, 2, 3], [4, 5, 6]]] * 2, dtype=torch.float32)
     data = ImageSet(["a", "b"], values, torch.tensor([[2, 3]] * 2), torch.zeros(0, 3, dtype=torch.int64), values > 4)
     #       image, top, left, flip_rows, flip_columns, transpose
-    plan = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0], [1, 0, 1, 1, 0, 1]])
+    ways = ((0, 0, 0, 0, 0, 0), (0, 0, 1, 1, 0, 0), (0, 0, 1, 0, 1, 0), (1, 0, 1, 1, 0, 1))
+    plan = torch.tensor([(*way, *PLAIN) for way in ways])
     images, masks = cut_crops(data, data.masks, plan, 2)
     assert images[:, 0].tolist() == [[[1, 2], [4, 5]], [[5, 6], [2, 3]], [[3, 2], [6, 5]], [[5, 2], [6, 3]]]
     assert torch.equal(masks, images > 4)
-    wide, _ = cut_crops(data, data.masks, torch.tensor([[0, 0, 0, 1, 0, 0]]), 4)
+    wide, _ = cut_crops(data, data.masks, torch.tensor([[0, 0, 0, 1, 0, 0, *PLAIN]]), 4)
     assert wide[0, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [4, 5, 6, 0], [1, 2, 3, 0]]  # padded, then flipped
+    bright, same = cut_crops(data, data.masks, torch.tensor([[0, 0, 0, 1, 0, 0, 2 * ONE, ONE // 2]]), 4)
+    assert bright[0, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [8.5, 10.5, 12.5, 0], [2.5, 4.5, 6.5, 0]]
+    assert torch.equal(same, wide[:, :] > 4)
 
 
 def test_padding_is_never_read() -> None:
@@ -106,7 +114,7 @@ def test_both_paths_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_crops_of_a_subset() -> None:
     data = tiny_set()
     part = data.subset([4, 1])
-    plan = torch.tensor([[0, 5, 0, 1, 0, 1], [1, 3, 1, 0, 1, 0]])
+    plan = torch.tensor([[0, 5, 0, 1, 0, 1, *LIGHTS[1]], [1, 3, 1, 0, 1, 0, *LIGHTS[2]]])
     whole = plan.clone()
     whole[:, 0] = torch.tensor([4, 1])
     expected = cut_crops(data, data.masks, whole, 32)
@@ -148,7 +156,7 @@ def test_corners_are_uniform_and_flips_fair() -> None:
     assert set(tops) == set(range(6))  # both extremes are drawn
     assert all(abs(count - 1000) < 5 * 29 for count in tops.values())  # five standard deviations
     assert (plan[:, 2] == 0).all()
-    ways = Counter(map(tuple, plan[:, 3:].tolist()))
+    ways = Counter(map(tuple, plan[:, 3:6].tolist()))
     assert set(ways) == set(WAYS)
     assert all(abs(count - 750) < 5 * 26 for count in ways.values())
     pairs = Counter(zip(plan[:, 1].tolist(), plan[:, 3].tolist(), strict=True))
@@ -159,6 +167,19 @@ def test_an_image_smaller_than_the_crop_starts_at_its_corner() -> None:
     plan = draw_epoch(torch.tensor([[20, 90]] * 50), 50, 32, seed=0, epoch=0)[0]
     assert (plan[:, 1] == 0).all()
     assert 0 <= int(plan[:, 2].min()) < int(plan[:, 2].max()) <= 58
+
+
+def test_jitter() -> None:
+    """Gain exp(J u) and offset J v, both uniform; nothing else changes, and without it every crop keeps its values."""
+    sizes, settings = torch.tensor([[37, 33]]).repeat(6000, 1), {"seed": 2, "epoch": 1}
+    plain, plan = (draw_epoch(sizes, 6000, 32, **settings, jitter=jitter)[0] for jitter in (0.0, 0.3))
+    assert torch.equal(plan[:, :6], plain[:, :6]) and (plain[:, 6:] == torch.tensor(PLAIN)).all()
+    for drawn in ((plan[:, 6].double() / ONE).log() / 0.3, plan[:, 7].double() / ONE / 0.3):
+        tenths = Counter((drawn * 5).floor().long().tolist())
+        assert set(tenths) == set(range(-5, 5)) and all(abs(count - 600) < 5 * 24 for count in tenths.values())
+    assert abs(torch.corrcoef(plan[:, 6:].T.double())[0, 1]) < 0.06
+    assert torch.equal(draw_epoch(sizes, 6000, 32, **settings, jitter=0.3)[0], plan)
+    assert not torch.equal(draw_epoch(sizes, 6000, 32, seed=2, epoch=2, jitter=0.3)[0, :, 6:], plan[:, 6:])
 
 
 # ---- crops around points --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from kernel_tools import DEVICE, launches  # before any kernel is decorated
 
 # isort: on
+import ast
 import json
 import os
 import subprocess
@@ -265,6 +266,37 @@ def test_tiles_have_a_block_for_every_lane(monkeypatch) -> None:
     assert blocks.tile_options("cuda")["num_warps"] == 1
     with pytest.raises(ValueError, match="64 lanes"):
         blocks.tile_options("hip")
+
+
+def test_an_image_that_int32_cannot_address_is_refused() -> None:
+    """No tensor of that size is made; up to the limit, a last step of any loop over pixels still fits."""
+    steps = (components.CHUNK, stream.CHUNK_PIXELS, blocks.TILE_H * blocks.TILE_W)
+    assert max(steps) <= 2**31 - blocks.MAX_PIXELS
+    plane = torch.zeros(1, 1, 1, dtype=torch.bool)
+    blocks.check_plane("mask", plane.expand(1, 1, blocks.MAX_PIXELS), (torch.bool,))
+    for shape in ((1, 1, blocks.MAX_PIXELS + 1), (1, 46341, 46340), (2, 2**15, 2**16)):
+        large = plane.expand(shape)
+        for call in (
+            lambda large=large: components.components(large),
+            lambda large=large: counts.detection_counts(large, large),
+            lambda large=large: update.update(large, large, POINTS[:0]),
+        ):
+            with pytest.raises(ValueError, match=r"more than 2147418112 pixels.*cut it into parts"):
+                call()
+
+
+def test_sums_of_other_programs_are_read_past_the_first_cache() -> None:
+    """AMD promises no more; no interpreter has caches, so the source is read."""
+    loads = [
+        node
+        for node in ast.walk(ast.parse(Path(update.__file__).read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "tl.load"
+        and ast.unparse(node.args[0]).startswith(("areas", "own_sums"))
+    ]
+    assert len(loads) == 3
+    for node in loads:
+        assert any(word.arg == "cache_modifier" and word.value.value == ".cg" for word in node.keywords)
 
 
 # ---- compiled for real targets --------------------------------------------------------------------------------------

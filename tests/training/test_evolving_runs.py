@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hmg_gpu import MaskUpdater
 from hmg_gpu.data import ImageSet
-from hmg_gpu.data.batches import cut_crops, to_targets
+from hmg_gpu.data.batches import ONE, cut_crops, to_targets
 from hmg_gpu.masks import RULES, to_masks
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.models.losses import soft_iou_loss
@@ -146,7 +146,7 @@ def test_a_step_on_soft_labels() -> None:
     data = tiny_set()
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 256, data.images.shape, dtype=torch.uint8, generator=generator)
-    plan = torch.tensor([[0, 0, 0, 0, 1, 0], [3, 0, 7, 1, 0, 1]])
+    plan = torch.tensor([[0, 0, 0, 0, 1, 0, ONE, 0], [3, 0, 7, 1, 0, 1, ONE, 0]])
     model = small_network("", output_bias=0.0)
     step = TrainingStep(model, data, patch_size=32, learning_rate=0.0)
     model.eval()
