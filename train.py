@@ -38,14 +38,6 @@ from hmg_gpu.training.estimate import expected_time
 from hmg_gpu.training.screen import Screen, check_empty, finish, take_up
 from hmg_gpu.training.state import check_data_of
 
-MODEL = "unet"  # on real sets: the best masks for its time on a CPU (bench/results/README.md)
-SYNTHETIC = {
-    "model": "acm",
-    "epochs": (60, 40),
-    "patch_size": 128,
-    "eval_every": 20,
-}  # what the embedded scenes ask for
-
 
 def run(options: argparse.Namespace, console: Console, team: Team, held: ExitStack) -> int:
     """The method: initial masks, stage 1, correction, stage 2; ``held`` keeps the run's folder for this run alone."""
