@@ -35,6 +35,14 @@ class MaskLoader:
     state. ``epoch`` counts the passes of which a batch was taken; set it to resume. Under torch.distributed every rank
     gets its own ``batch_size`` images of each step.
 
+    Args:
+        positive: share of the crops that are placed around a point, the others anywhere; BasicIRSTD has 0.5.
+        jitter: how much the intensities of each crop are changed at random; 0: not at all. See
+            :func:`hmg_gpu.data.batches.draw_epoch`.
+
+    Raises:
+        InputError: a number out of its range.
+
     Yields:
         float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S], on the updater's device: 0 and 1, or
         between them where the updater's rule trains on soft labels.
@@ -45,11 +53,13 @@ class MaskLoader:
     patch_size: int
     seed: int = 0
     epoch: int = 0
-    positive: float = 0.0  # share of the crops that are placed around a point
+    positive: float = 0.0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.positive <= 1:
-            raise InputError(f"loader: positive = {self.positive}; expected a number from 0 to 1")
+        for name, most in (("positive", 1), ("jitter", 2)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
         self._points = self.updater.data.points.cpu()
         if self.batch_size < 1 or self.patch_size < 1:
             raise InputError(
@@ -69,7 +79,7 @@ class MaskLoader:
         """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
         updater, (rank, ranks) = self.updater, position()
         batch = self.batch_size * ranks
-        crops = {"positive": self.positive, "points": self._points, "images": updater.pool}
+        crops = {"positive": self.positive, "points": self._points, "images": updater.pool, "jitter": self.jitter}
         plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
         plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:

@@ -417,13 +417,11 @@ class MaskUpdater:
 
     # --- masks for other loops ---
 
-    def loader(self, batch_size: int, patch_size: int, *, seed: int = 0, positive: float = 0.0) -> MaskLoader:
-        """Batches of (image, mask) on the device, with random crops, flips and transposes; see :class:`MaskLoader`.
-
-        Args:
-            positive: share of the crops that are placed around a point, the others anywhere; BasicIRSTD has 0.5.
-        """
-        return MaskLoader(self, batch_size, patch_size, seed, positive=positive)
+    def loader(
+        self, batch_size: int, patch_size: int, *, seed: int = 0, positive: float = 0.0, jitter: float = 0.0
+    ) -> MaskLoader:
+        """Batches of (image, mask) on the device, with random crops, flips and transposes; see :class:`MaskLoader`."""
+        return MaskLoader(self, batch_size, patch_size, seed, positive=positive, jitter=jitter)
 
     def export(self, folder: str | os.PathLike | list) -> None:
         """Write the current masks as ``folder/NAME.png`` (0 and 255), each beside the old file and renamed.

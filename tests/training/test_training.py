@@ -622,6 +622,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("rule", "mean", f"rule = 'mean': expected one of {', '.join(RULES)}"),
         ("positive", 1.5, "positive = 1.5: expected a number from 0 to 1"),
         ("positive", -0.1, "positive = -0.1: expected a number from 0 to 1"),
+        ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
         ("extent", 2.5, "extent = 2.5: expected int, auto, got float"),
         ("loss", "bce", "loss = 'bce': expected one of image, batch"),
@@ -744,28 +745,32 @@ def test_the_papers_extent_for_the_set(small: None, tmp_path: Path) -> None:
     assert torch.equal(run.masks, expected) and not torch.equal(expected, initial_masks(train))
 
 
-def test_crops_around_points(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``positive`` and the points reach the plan; at 0 the run is the one without."""
+@pytest.mark.parametrize("name", ["positive", "jitter"])
+def test_settings_of_crops_reach_the_plan(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And the points; a run that was stopped goes on with them."""
     seen: list[tuple[float, Tensor]] = []
     plain = training.draw_epoch
 
-    def spy(*arguments: Any, positive: float, points: Tensor, **settings: Any) -> Tensor:
-        seen.append((positive, points))
-        return plain(*arguments, positive=positive, points=points, **settings)
+    def spy(*arguments: Any, **settings: Any) -> Tensor:
+        seen.append((settings[name], settings["points"]))
+        return plain(*arguments, **settings)
 
     monkeypatch.setattr(training, "draw_epoch", spy)
     ends = []
-    for positive in (0.0, 1.0):
-        run, _ = start(replace(BASE, epochs=(2, 0), positive=positive), tmp_path / str(positive))
+    for value in (0.0, 1.0):
+        run, _ = start(replace(BASE, epochs=(2, 0), **{name: value}), tmp_path / str(value))
         run.run()
         ends.append(weights(run))
-    assert [positive for positive, _ in seen] == [0, 0, 1, 1]
+    assert [value for value, _ in seen] == [0, 0, 1, 1]
     assert all(torch.equal(points, tiny_set().points) for _, points in seen)
     assert not same(*ends)
-    stopped, _ = start(replace(BASE, epochs=(2, 0), positive=1.0), tmp_path / "stopped", stop_at=4)
+    settings = replace(BASE, epochs=(2, 0), **{name: 1.0})
+    stopped, _ = start(settings, tmp_path / "stopped", stop_at=4)
     with pytest.raises(StopRequest):
         stopped.run()
-    again, _ = start(replace(BASE, epochs=(2, 0), positive=1.0), tmp_path / "stopped")
+    again, _ = start(settings, tmp_path / "stopped")
     again.resume()
     again.run()
     assert same(weights(again), ends[1])
