@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     with _open(path) as image:
         try:
+            if image.format == "PNG":
+                _check_chunks(path)
             if image.format == "TIFF":  # reads more tags while loading
                 with _quiet():
                     image.load()
@@ -239,6 +242,26 @@ def _open(path: str | os.PathLike) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _check_chunks(path: str | os.PathLike) -> None:
+    """Compare every checksum of a PNG: Pillow skips those of the pixels, and a flipped bit may give other pixels.
+
+    Raises:
+        ValueError: one does not fit, or the file ends within a chunk.
+    """
+    content = memoryview(Path(path).read_bytes())
+    start, kind = 8, b""  # behind the signature; a chunk: length, kind, data, CRC-32 of kind and data
+    while kind != b"IEND":
+        head = content[start : start + 8]
+        length, kind = int.from_bytes(head[:4], "big"), bytes(head[4:])
+        end = start + 8 + length
+        checksum = content[end : end + 4]
+        if len(head) + len(checksum) < 12:
+            raise ValueError("the file ends too early")
+        if int.from_bytes(checksum, "big") != zlib.crc32(content[start + 4 : end]):
+            raise ValueError(f"the checksum of its chunk {kind.decode('latin-1')} does not fit")
+        start = end + 4
 
 
 def _orientation(image: Image.Image) -> int:

@@ -206,6 +206,27 @@ def test_write_mask_round_trip_and_old_file_kept(tmp_path):
     assert [path.name for path in Path(tmp_path / "new").iterdir()] == ["m.png"]
 
 
+def test_no_flipped_bit_of_a_png_gives_other_pixels(tmp_path):
+    """Pillow compares no checksum of the pixels; a tail that is cut off is told, too."""
+    mask = np.zeros((48, 48), bool)
+    mask[20:23, 11:14] = True
+    path = tmp_path / "mask.png"
+    write_mask(path, mask)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        refused(lambda: read_mask(path), str(path), "export or copy it again")
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        refused(lambda: read_mask(path), str(path), "export or copy it again")
+    path.write_bytes(whole + b"more")
+    assert np.array_equal(read_mask(path), mask)
+    path.write_bytes(whole[:-20] + bytes(4) + whole[-16:])  # the checksum of the pixels
+    refused(lambda: read_mask(path), "the checksum of its chunk IDAT does not fit")
+
+
 def test_random_damage_gives_only_input_errors(tmp_path):
     """Some hundred mutated files of each kind: read, or refused by our own error."""
     Image.fromarray(GREY).save(tmp_path / "a.png")
