@@ -127,6 +127,7 @@ BUGS = (
     ),
     Bug("radius: < for <=", "distance <= radius * area", "distance < radius * area", UPDATE),
     Bug("no MDR", "return initial | filtered", "return filtered", UPDATE),
+    Bug("no MDR in host memory", "initial.numpy() | filtered.numpy()", "filtered.numpy()", UPDATE),
     Bug(
         "initial mask united with the prediction, not the filtered one",
         "retrieve_missed(initial, filtered)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import cases
@@ -18,7 +19,10 @@ from hmg_gpu.common.tensors import valid_area
 
 @pytest.fixture(params=["scipy", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way of host memory, and that of a device whose values are never read."""
     monkeypatch.setenv("HMG_BACKEND", request.param)
+    if request.param == "torch":
+        monkeypatch.setattr(sys.modules["hmg_gpu.masks.update"], "can_read", lambda tensor: False)
     return request.param
 
 
