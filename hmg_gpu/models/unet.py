@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.models.acm import check_images
 
-WIDTHS = (12, 24, 48, 96)  # channels by scale, from every pixel to an eighth of the resolution
+WIDTHS = (16, 16, 32, 64, 128)  # channels by scale, from every pixel to a sixteenth of the resolution
 
 
 class Block(nn.Module):
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A residual U-Net, by default of four scales and 0.29 million parameters.
+    """A residual U-Net, by default of five scales and 0.53 million parameters.
 
     Args:
         widths: channels of each scale, the finest first: two to five scales, so that sides may be multiples of 16.

@@ -10,7 +10,14 @@ from hmg_gpu.training.settings import Settings
 MODEL = "unet"  # on a data set; there it made the best masks for its time on a CPU (bench/results/README.md)
 SYNTHETIC = {"model": "acm", "epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # two minutes on embedded scenes
 RECIPES: dict[str, dict[str, Any]] = {  # by network; the others: the paper's schedule
-    "unet": {"epochs": (80, 80), "batch_size": 16, "patch_size": 128, "loss": "batch", "eval_every": 20},
+    "unet": {
+        "epochs": (80, 80),
+        "batch_size": 16,
+        "patch_size": 128,
+        "loss": "batch",
+        "jitter": 0.6,
+        "eval_every": 20,
+    },
 }
 
 
