@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import loops, makers, peers, review, rules, student, threads
+from bench import folds, loops, makers, peers, review, rules, student, threads
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -258,6 +258,42 @@ def test_loops_over_targets_give_the_masks_of_their_makers() -> None:
         race = makers.RACES[name]
         masks = race.loop(data)
         assert masks.any() and (masks ^ make_maker(race.maker).masks(data)).sum() <= 0.01 * masks.sum()
+
+
+def test_settings_are_compared_on_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each training image is held out once; its points and masks are in no run of its fold."""
+    root, out = write_folder(tmp_path / "tiny"), tmp_path / "folds"
+    common = ["--data", str(root), "--out", str(out), "--epochs", "1", "--json", str(tmp_path / "found.json"), "--"]
+    more = [
+        "--model",
+        "unet:widths=2-4",
+        "--patch-size",
+        "32",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    assert folds.main([*common, *more]) == 0
+    held = [load_folder(out / f"fold{fold}" / "tiny", "test") for fold in range(3)]
+    names = [f"train{number}" for number in range(6)]
+    assert sorted(name for part in held for name in part.names) == names
+    for fold, part in enumerate(held):
+        used = load_folder(out / f"fold{fold}" / "tiny", "train").names
+        assert sorted([*used, *part.names]) == names
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [counts["targets"] for counts in found["folds"]] == [len(part.points) for part in held]
+    for name, value in found["together"].items():
+        assert value == sum(counts[name] for counts in found["folds"])
+    assert found["settings"]["epochs"] == [1, 0] and found["options"] == more
+    assert "together" in capsys.readouterr().out
+    for wrong, said in ((["--folds", "1"], "expected 2 to 6"), (["--folds", "7"], "expected 2 to 6")):
+        assert folds.main([*wrong, *common, *more]) == 2
+        assert said in capsys.readouterr().out
+    assert folds.main([*common, *more]) == 2  # the runs are there already
+    assert "train.py did not end" in capsys.readouterr().out
 
 
 def test_makers_race_their_loops(
