@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import train
+from hmg_gpu.common.checks import at_least
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.data.folder import find_list
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, more = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
+        at_least(1, take=1 if options.take is None else options.take)
         roots = deal(options.data, options.out, options.folds)[: options.take]
         runs = [run(root, options.epochs, more) for root in roots]
     except HMGError as error:

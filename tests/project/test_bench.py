@@ -289,7 +289,11 @@ def test_settings_are_compared_on_folds(tmp_path: Path, capsys: pytest.CaptureFi
         assert value == sum(counts[name] for counts in found["folds"])
     assert found["settings"]["epochs"] == [1, 0] and found["options"] == more
     assert "together" in capsys.readouterr().out
-    for wrong, said in ((["--folds", "1"], "expected 2 to 6"), (["--folds", "7"], "expected 2 to 6")):
+    for wrong, said in (
+        (["--folds", "1"], "expected 2 to 6"),
+        (["--folds", "7"], "expected 2 to 6"),
+        (["--take", "0"], "take 0: expected at least 1"),
+    ):
         assert folds.main([*wrong, *common, *more]) == 2
         assert said in capsys.readouterr().out
     assert folds.main([*common, *more]) == 2  # the runs are there already
