@@ -26,6 +26,7 @@ def draw_epoch(
     points: Tensor | None = None,
     images: Tensor | None = None,
     jitter: float = 0.0,
+    margin: int = 0,
 ) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
@@ -42,6 +43,9 @@ def draw_epoch(
         images: int64 [n] on the CPU, the only images to draw from; None: all N of them.
         jitter: J: each crop's normalised intensities are multiplied by ``exp(J u)``, then ``J v`` is added; u and v are
             uniform in -1 to 1. The other columns do not depend on it.
+        margin: crops may reach so many pixels beyond the bottom and the right border, where a whole image is padded for
+            a network, too, and lie at the top and the left border as often. At 0 crops of large images hardly ever hold
+            a border, and networks make false alarms there.
 
     Returns:
         int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
@@ -53,25 +57,27 @@ def draw_epoch(
     steps = -(-count // batch_size)
     order = order[torch.arange(steps * batch_size) % count]  # [steps * B]
     slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
-    corner = (torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (slack + 1)).long()
+    last = torch.minimum(slack + margin, sizes[order] - 1)  # a crop always holds some of its image
+    corner = (torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (last + margin + 1)).long()
+    corner = (corner - margin).clamp(min=0)
     flips = torch.randint(0, 2, (len(order), 3), generator=generator)
     if positive and points is not None and len(points):
-        corner = _around_points(order, corner, slack, points, patch_size, positive, generator)
+        corner = _around_points(order, corner, last, points, patch_size, positive, generator)
     light = torch.tensor([[ONE, 0]]).expand(len(order), 2)
     if jitter:
         gain, offset = (torch.rand(2, len(order), generator=generator, dtype=torch.float64) * 2 - 1) * jitter
         light = (ONE * torch.stack((gain.exp(), offset), dim=1)).round().long()
-    plan = torch.cat((order[:, None], torch.minimum(corner, slack), flips, light), dim=1)
+    plan = torch.cat((order[:, None], torch.minimum(corner, last), flips, light), dim=1)
     return plan.view(steps, batch_size, len(PLAN))
 
 
 def _around_points(
-    order: Tensor, corner: Tensor, slack: Tensor, points: Tensor, side: int, share: float, generator: torch.Generator
+    order: Tensor, corner: Tensor, last: Tensor, points: Tensor, side: int, share: float, generator: torch.Generator
 ) -> Tensor:
     """Corners of crops, a share of them moved so that they hold a random point of their image: int64 [C, 2].
 
     Args:
-        order: int64 [C], the crops' images. corner, slack: int64 [C, 2], where they lie and the last possible corner.
+        order: int64 [C], the crops' images. corner, last: int64 [C, 2], where they lie and the last possible corner.
     """
     images = torch.arange(int(order.max()) + 2)
     offsets = torch.searchsorted(points[:, 0].contiguous(), images)
@@ -79,8 +85,8 @@ def _around_points(
     draw = torch.rand(len(order), 4, generator=generator, dtype=torch.float64)
     row = first + torch.minimum((draw[:, 1] * count).long(), (count - 1).clamp(min=0))
     target = points[row.clamp(max=len(points) - 1), 1:]  # [C, 2]
-    low = torch.minimum((target - side + 1).clamp(min=0), slack)
-    around = low + (draw[:, 2:] * (torch.minimum(target, slack) - low + 1)).long()
+    low = torch.minimum((target - side + 1).clamp(min=0), last)
+    around = low + (draw[:, 2:] * (torch.minimum(target, last) - low + 1)).long()
     return torch.where(((draw[:, 0] < share) & (count > 0))[:, None], around, corner)
 
 

@@ -223,6 +223,7 @@ class Training:
             points=self._points,
             images=pool,
             jitter=settings.jitter,
+            margin=settings.margin,
         ).tensor_split(team.ranks, dim=1)[team.rank]
         plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 8]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))

@@ -16,6 +16,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # by network; the others: the paper's sc
         "patch_size": 128,
         "loss": "batch",
         "jitter": 0.6,
+        "margin": 32,
         "eval_every": 20,
     },
 }

@@ -39,6 +39,8 @@ class MaskLoader:
         positive: share of the crops that are placed around a point, the others anywhere; BasicIRSTD has 0.5.
         jitter: how much the intensities of each crop are changed at random; 0: not at all. See
             :func:`hmg_gpu.data.batches.draw_epoch`.
+        margin: pixels by which crops may reach beyond the bottom and right border, where networks see padding in whole
+            images, too; the same as there.
 
     Raises:
         InputError: a number out of its range.
@@ -55,9 +57,10 @@ class MaskLoader:
     epoch: int = 0
     positive: float = 0.0
     jitter: float = 0.0
+    margin: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in (("positive", 1), ("jitter", 2)):
+        for name, most in (("positive", 1), ("jitter", 2), ("margin", self.patch_size - 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
         self._points = self.updater.data.points.cpu()
@@ -79,7 +82,8 @@ class MaskLoader:
         """The batches of one epoch from step ``start`` on; masks are those of the moment each batch is taken."""
         updater, (rank, ranks) = self.updater, position()
         batch = self.batch_size * ranks
-        crops = {"positive": self.positive, "points": self._points, "images": updater.pool, "jitter": self.jitter}
+        crops = {name: getattr(self, name) for name in ("positive", "jitter", "margin")}
+        crops |= {"points": self._points, "images": updater.pool}
         plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
         plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:

@@ -417,11 +417,13 @@ class MaskUpdater:
 
     # --- masks for other loops ---
 
-    def loader(
-        self, batch_size: int, patch_size: int, *, seed: int = 0, positive: float = 0.0, jitter: float = 0.0
-    ) -> MaskLoader:
-        """Batches of (image, mask) on the device, with random crops, flips and transposes; see :class:`MaskLoader`."""
-        return MaskLoader(self, batch_size, patch_size, seed, positive=positive, jitter=jitter)
+    def loader(self, batch_size: int, patch_size: int, *, seed: int = 0, **crops: float) -> MaskLoader:
+        """Batches of (image, mask) on the device, with random crops, flips and transposes; see :class:`MaskLoader`.
+
+        Args:
+            crops: ``positive``, ``jitter`` and ``margin``; all of them 0 where not given.
+        """
+        return MaskLoader(self, batch_size, patch_size, seed, **crops)
 
     def export(self, folder: str | os.PathLike | list) -> None:
         """Write the current masks as ``folder/NAME.png`` (0 and 255), each beside the old file and renamed.

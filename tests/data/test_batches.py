@@ -182,6 +182,36 @@ def test_jitter() -> None:
     assert not torch.equal(draw_epoch(sizes, 6000, 32, seed=2, epoch=2, jitter=0.3)[0, :, 6:], plan[:, 6:])
 
 
+def test_crops_with_a_margin() -> None:
+    """Uniform from a margin before the first corner, which is clamped, to a margin beyond the last one."""
+    side, margin, count = 32, 6, 20000
+    sizes = torch.tensor([[52, 40]]).repeat(count, 1)
+    plan = draw_epoch(sizes, count, side, seed=0, epoch=0, margin=margin)[0]
+    for axis, slack in ((1, 20), (2, 8)):
+        places = Counter(plan[:, axis].tolist())
+        each = count / (slack + 2 * margin + 1)
+        assert set(places) == set(range(slack + margin + 1))
+        for place, number in places.items():
+            wanted = each * (margin + 1 if place == 0 else 1)
+            assert abs(number - wanted) < 5 * wanted**0.5
+    data = tiny_set()
+    small = torch.tensor([[5, 70], [1, 1], [64, 64]])
+    (rows,) = draw_epoch(small.repeat(2000, 1), 6000, side, seed=1, epoch=0, margin=side - 1)
+    assert (rows[:, 1:3] < small.repeat(2000, 1)[rows[:, 0]]).all()  # a crop holds some of its image
+    (rows,) = draw_epoch(data.sizes, 6, 32, seed=1, epoch=0, margin=31)
+    images, masks = cut_crops(data, data.masks, rows, 32)
+    for image, mask, row in zip(images[:, 0].numpy(), masks[:, 0].numpy(), rows.tolist(), strict=True):
+        height, width = SIZES[row[0]]
+        pixels = data.images[row[0], :height, :width].numpy().astype(np.float32)
+        np.testing.assert_allclose(
+            image, crop((pixels - np.float32(data.mean)) / np.float32(data.std), row, 32), 1e-5, 1e-6
+        )
+        assert np.array_equal(mask, crop(data.masks[row[0], :height, :width].numpy(), row, 32))
+    (rows,) = draw_epoch(data.sizes, 6, 20, seed=0, epoch=0, positive=1.0, points=data.points, margin=19)
+    _, marks = cut_crops(data, marked_points(data), rows, 20)
+    assert marks.flatten(1).any(1).all()
+
+
 # ---- crops around points --------------------------------------------------------------------------------------------
 
 

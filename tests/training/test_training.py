@@ -622,6 +622,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("rule", "mean", f"rule = 'mean': expected one of {', '.join(RULES)}"),
         ("positive", 1.5, "positive = 1.5: expected a number from 0 to 1"),
         ("positive", -0.1, "positive = -0.1: expected a number from 0 to 1"),
+        ("margin", 256, "margin = 256: expected less than patch_size = 256"),
         ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
         ("extent", 2.5, "extent = 2.5: expected int, auto, got float"),
@@ -745,9 +746,9 @@ def test_the_papers_extent_for_the_set(small: None, tmp_path: Path) -> None:
     assert torch.equal(run.masks, expected) and not torch.equal(expected, initial_masks(train))
 
 
-@pytest.mark.parametrize("name", ["positive", "jitter"])
+@pytest.mark.parametrize(("name", "most"), [("positive", 1.0), ("jitter", 1.0), ("margin", 8)])
 def test_settings_of_crops_reach_the_plan(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: float
 ) -> None:
     """And the points; a run that was stopped goes on with them."""
     seen: list[tuple[float, Tensor]] = []
@@ -759,14 +760,14 @@ def test_settings_of_crops_reach_the_plan(
 
     monkeypatch.setattr(training, "draw_epoch", spy)
     ends = []
-    for value in (0.0, 1.0):
+    for value in (type(most)(0), most):
         run, _ = start(replace(BASE, epochs=(2, 0), **{name: value}), tmp_path / str(value))
         run.run()
         ends.append(weights(run))
-    assert [value for value, _ in seen] == [0, 0, 1, 1]
+    assert [value for value, _ in seen] == [0, 0, most, most]
     assert all(torch.equal(points, tiny_set().points) for _, points in seen)
     assert not same(*ends)
-    settings = replace(BASE, epochs=(2, 0), **{name: 1.0})
+    settings = replace(BASE, epochs=(2, 0), **{name: most})
     stopped, _ = start(settings, tmp_path / "stopped", stop_at=4)
     with pytest.raises(StopRequest):
         stopped.run()
