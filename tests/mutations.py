@@ -168,8 +168,8 @@ BUGS = (
     ),
     Bug(
         "crop: never at the last position",
-        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (slack + 1)",
-        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * slack",
+        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (last + margin + 1)",
+        "torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (last + margin)",
         "test_batches.py",
     ),
     Bug(
