@@ -17,6 +17,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # by network; the others: the paper's sc
         "loss": "batch",
         "jitter": 0.6,
         "margin": 32,
+        "positive": 0.5,
         "eval_every": 20,
     },
 }
