@@ -43,9 +43,9 @@ def draw_epoch(
         images: int64 [n] on the CPU, the only images to draw from; None: all N of them.
         jitter: J: each crop's normalised intensities are multiplied by ``exp(J u)``, then ``J v`` is added; u and v are
             uniform in -1 to 1. The other columns do not depend on it.
-        margin: crops may reach so many pixels beyond the bottom and the right border, where a whole image is padded for
-            a network, too, and lie at the top and the left border as often. At 0 crops of large images hardly ever hold
-            a border, and networks make false alarms there.
+        margin: crops may reach so many pixels, but not by more than half, beyond the bottom and the right border, where
+            a whole image is padded for a network, too, and lie at the top and the left border as often. At 0 crops of
+            large images hardly ever hold a border, and networks make false alarms there.
 
     Returns:
         int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
@@ -57,6 +57,7 @@ def draw_epoch(
     steps = -(-count // batch_size)
     order = order[torch.arange(steps * batch_size) % count]  # [steps * B]
     slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
+    margin = min(margin, patch_size // 2)
     last = torch.minimum(slack + margin, sizes[order] - 1)  # a crop always holds some of its image
     corner = (torch.rand(len(order), 2, generator=generator, dtype=torch.float64) * (last + margin + 1)).long()
     corner = (corner - margin).clamp(min=0)

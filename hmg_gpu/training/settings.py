@@ -71,7 +71,8 @@ class Settings:
     )
     margin: int = setting(
         0,
-        "crops may reach so many pixels beyond the bottom and right border, as whole images are padded (the paper: 0)",
+        "crops may reach so many pixels, at most half of a crop, beyond the bottom and right border, where whole "
+        "images are padded (the paper: 0)",
         least=0,
     )
     jitter: float = setting(
@@ -102,8 +103,6 @@ class Settings:
         check_model(self.model)
         if self.patch_size % 32:
             raise InputError(f"patch_size = {self.patch_size}: expected a multiple of 32, as the networks halve it")
-        if self.margin >= self.patch_size:
-            raise InputError(f"margin = {self.margin}: expected less than patch_size = {self.patch_size}")
         numbers = len(self.epochs) == 2 and all(type(value) is int for value in self.epochs)
         if not numbers or self.epochs[0] < 1 or self.epochs[1] < 0:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,7 +61,7 @@ class MaskLoader:
     margin: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in (("positive", 1), ("jitter", 2), ("margin", self.patch_size - 1)):
+        for name, most in (("positive", 1), ("jitter", 2), ("margin", math.inf)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
         self._points = self.updater.data.points.cpu()

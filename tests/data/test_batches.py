@@ -196,9 +196,10 @@ def test_crops_with_a_margin() -> None:
             assert abs(number - wanted) < 5 * wanted**0.5
     data = tiny_set()
     small = torch.tensor([[5, 70], [1, 1], [64, 64]])
-    (rows,) = draw_epoch(small.repeat(2000, 1), 6000, side, seed=1, epoch=0, margin=side - 1)
+    (rows,) = draw_epoch(small.repeat(2000, 1), 6000, side, seed=1, epoch=0, margin=side)
+    assert int(rows[rows[:, 0] % 3 == 2, 1].max()) == 64 - side // 2  # never beyond by more than half
     assert (rows[:, 1:3] < small.repeat(2000, 1)[rows[:, 0]]).all()  # a crop holds some of its image
-    (rows,) = draw_epoch(data.sizes, 6, 32, seed=1, epoch=0, margin=31)
+    (rows,) = draw_epoch(data.sizes, 6, 32, seed=1, epoch=0, margin=99)
     images, masks = cut_crops(data, data.masks, rows, 32)
     for image, mask, row in zip(images[:, 0].numpy(), masks[:, 0].numpy(), rows.tolist(), strict=True):
         height, width = SIZES[row[0]]
@@ -207,7 +208,7 @@ def test_crops_with_a_margin() -> None:
             image, crop((pixels - np.float32(data.mean)) / np.float32(data.std), row, 32), 1e-5, 1e-6
         )
         assert np.array_equal(mask, crop(data.masks[row[0], :height, :width].numpy(), row, 32))
-    (rows,) = draw_epoch(data.sizes, 6, 20, seed=0, epoch=0, positive=1.0, points=data.points, margin=19)
+    (rows,) = draw_epoch(data.sizes, 6, 20, seed=0, epoch=0, positive=1.0, points=data.points, margin=99)
     _, marks = cut_crops(data, marked_points(data), rows, 20)
     assert marks.flatten(1).any(1).all()
 

@@ -622,7 +622,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("rule", "mean", f"rule = 'mean': expected one of {', '.join(RULES)}"),
         ("positive", 1.5, "positive = 1.5: expected a number from 0 to 1"),
         ("positive", -0.1, "positive = -0.1: expected a number from 0 to 1"),
-        ("margin", 256, "margin = 256: expected less than patch_size = 256"),
+        ("margin", -1, "margin = -1: expected at least 0"),
         ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
         ("extent", 2.5, "extent = 2.5: expected int, auto, got float"),
