@@ -20,7 +20,7 @@ from bench.scenes import blob_scene, blobs_for, describe, points_scene, predicte
 from hmg_gpu import false_alarm_filter, point_to_mask, update
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.data import ImageSet, iterate_store, read_mask, write_mask, write_store
-from hmg_gpu.data.batches import cut_crops, draw_epoch
+from hmg_gpu.data.batches import ONE, PLAN, cut_crops, draw_epoch
 from hmg_gpu.data.images import map_files
 from hmg_gpu.evaluation.metrics import detection_counts
 from hmg_gpu.models import build_model
@@ -326,14 +326,20 @@ def build_loader(*, batch: int, patch: int, data: str, size: int | None = None, 
     return Problem(table_rows, STEP, least, f"{len(train_set)} images of {train_set.dataset} in memory")
 
 
+def whole_images(batch: int) -> Tensor:
+    """A plan whose crops begin in the corner of images 0 to ``batch`` - 1 and change nothing: int64 [B, 8]."""
+    plan = torch.zeros((batch, len(PLAN)), dtype=torch.int64)
+    plan[:, PLAN.index("image")], plan[:, PLAN.index("gain")] = torch.arange(batch), ONE
+    return plan
+
+
 def build_step(*, batch: int, data: str, weights: str, size: int | None = None, gpu: str | None) -> Problem:
     """Crops that are whole images, not flipped, so that points and initial masks fit the step's predictions."""
     device = gpu or "cpu"
     prediction, initial, points, said = predicted_scene(batch, weights, data, size)
     moved = [tensor.to(device) for tensor in (prediction, initial, points)]
     train_set, side = training_set(data, batch, size), prediction.shape[-1]
-    plan = torch.zeros((batch, 6), dtype=torch.int64)
-    plan[:, 0] = torch.arange(batch)
+    plan = whole_images(batch)
     rows = plan.to(device)
     bare = _bare_trainer(train_set, initial, side, plan, device)
     alone, both = (_trainer(train_set, initial, side, device) for _ in range(2))
@@ -361,8 +367,7 @@ def build_ways(*, batch: int, data: str, ways: Sequence[str], size: int | None =
     device = gpu or "cpu"
     train_set = training_set(data, batch, size)
     masks = point_to_mask(train_set.images, train_set.points, sizes=train_set.sizes)
-    plan = torch.zeros((batch, 6), dtype=torch.int64)
-    plan[:, 0] = torch.arange(batch)
+    plan = whole_images(batch)
     rows, patch = plan.to(device), 64 if size else 256
     bare = _bare_trainer(train_set, masks, patch, plan, device)
     table_rows = [Row(PLAIN_STEP, bare, batch, lambda loss: loss.detach().cpu()[None], device=device)]

@@ -176,7 +176,7 @@ def regionprops_metrics(prediction: NDArray, target: NDArray) -> Tensor:
 def loop_crops(data: ImageSet, masks: Tensor, plan: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Crops as the field's data sets cut them: one image at a time in NumPy, stacked at the end; padded with zeros."""
     images, targets = [], []
-    for index, top, left, flip_rows, flip_columns, transpose in plan.tolist():
+    for index, top, left, flip_rows, flip_columns, transpose, *_ in plan.tolist():  # of draw_epoch without jitter
         height, width = data.sizes[index].tolist()
         window = np.s_[top : min(top + patch_size, height), left : min(left + patch_size, width)]
         image = (data.images[index].numpy()[window].astype(np.float32) - np.float32(data.mean)) / np.float32(data.std)
