@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hmg_gpu.common.checks import at_least
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import position
 from hmg_gpu.common.tensors import to_device
@@ -61,9 +61,10 @@ class MaskLoader:
     margin: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in (("positive", 1), ("jitter", 2), ("margin", math.inf)):
+        for name, most in (("positive", 1), ("jitter", 2)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
+        at_least(0, **{"loader: margin": self.margin})
         self._points = self.updater.data.points.cpu()
         if self.batch_size < 1 or self.patch_size < 1:
             raise InputError(
