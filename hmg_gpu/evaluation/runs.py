@@ -17,10 +17,12 @@ from hmg_gpu.common.errors import InputError
 
 MASKS = ("initial", "prediction", "filtered", "hybrid")
 LABELS = ("supervision", "masks", "rule", "points", "update_every")  # settings that say where the labels come from
+OF_MASKS = ("extent", "half_width", "alpha", "radius")  # settings of labels made from points, of no use without
 NOT_COMPARED = ("seed", "eval_every", "save_every", "step")  # settings that a row does not depend on
+SHOWN = (*LABELS, *NOT_COMPARED, "data", "model", "epochs")  # settings that a row shows anyway
 TEST = {"iou": 100, "pd": 100, "fa": 1e6}
-TEST_HEADINGS = ("labels", "network, epochs", "seeds", "test IoU %", "Pd %", "Fa 1e-6", "of full")
-MASK_HEADINGS = ("labels", "network, epochs", *MASKS)
+TEST_HEADINGS = ("seeds", "test IoU %", "its range", "Pd %", "Fa 1e-6", "of full")
+TEXTS = ("set", "labels", "network, epochs", "settings")  # headings of what is no number
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -60,9 +62,10 @@ def runs_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each group: means over its seeds.
 
     Returns:
-        ``labels``, ``network``, ``seeds``; IoU of ``initial``, ``prediction``, ``filtered``, ``hybrid`` on the training
-        set where there are any; ``test``: iou, pd, fa of the last network; ``of_full``: test IoU over that of the group
-        with full supervision and otherwise the same settings, or None.
+        ``dataset``, ``labels``, ``network``, ``differs`` (settings that rows of the set do not share, in words),
+        ``seeds``; IoU of ``initial``, ``prediction``, ``filtered``, ``hybrid`` on the training set where there are any;
+        ``test``: iou, pd, fa of the last network; ``range``: the lowest and highest test IoU of the seeds; ``of_full``:
+        test IoU over that of the group with full supervision and otherwise the same settings, or None.
     """
     groups = group_runs(runs)
     rows = []
@@ -77,6 +80,7 @@ def runs_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "seeds": sorted(run["settings"]["seed"] for run in group),
             "masks": _mean_masks(group),
             "test": {key: _mean(test[key] for test in tests) for key in ("iou", "pd", "fa")} if known else None,
+            "range": [pick(test["iou"] for test in tests) for pick in (min, max)] if known and len(tests) > 1 else None,
             "seconds": statistics.median(run["seconds"] for run in group),
             "of_full": None,
             "settings": settings,
@@ -86,7 +90,19 @@ def runs_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         full = next((other for other in rows if _is_upper_bound(other, row)), None)
         if full is not None and full["test"] and row["test"] and full["test"]["iou"] > 0:
             row["of_full"] = row["test"]["iou"] / full["test"]["iou"]
+        row["differs"] = _differences(row, [other for other in rows if other["dataset"] == row["dataset"]])
     return rows
+
+
+def _differences(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """The row's values of the settings that the rows do not share and that its labels and network do not tell."""
+    by_points = [other for other in rows if other["settings"]["supervision"] != "full"]
+    words = []
+    for name, value in row["settings"].items():
+        compared = by_points if name in OF_MASKS else rows
+        if name not in SHOWN and row in compared and any(row["settings"].get(name) != value for row in compared):
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def _labels(settings: dict[str, Any]) -> str:
@@ -114,7 +130,7 @@ def _last_test(run: dict[str, Any]) -> dict[str, float] | None:
 def _is_upper_bound(full: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether a row is full supervision with the other's schedule: the same set and, besides the labels, settings."""
     theirs, mine = full["settings"], row["settings"]
-    labels = (*LABELS, *NOT_COMPARED, "extent", "half_width", "alpha", "radius")
+    labels = (*LABELS, *OF_MASKS, *NOT_COMPARED)
     same = all(theirs.get(name) == value for name, value in mine.items() if name not in (*labels, "epochs", "stage2"))
     schedule = theirs["epochs"] == mine["epochs"] or sum(theirs["epochs"]) == sum(mine["epochs"])
     return theirs["supervision"] == "full" and full["dataset"] == row["dataset"] and same and schedule
@@ -122,17 +138,21 @@ def _is_upper_bound(full: dict[str, Any], row: dict[str, Any]) -> bool:
 
 def _tables(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
     """(title, headings, rows of text) on the test set, and of the training masks where there are any."""
-    tests = []
+    columns = {"set": "dataset"} if len({row["dataset"] for row in rows}) > 1 else {}
+    columns |= {"labels": "labels", "network, epochs": "network"}
+    columns |= {"settings": "differs"} if any(row["differs"] for row in rows) else {}
+    tests, masks = [], []
     for row in rows:
+        names = [row[key] for key in columns.values()]
         numbers = [f"{scale * row['test'][key]:.2f}" if row["test"] else "" for key, scale in TEST.items()]
+        numbers.insert(1, " to ".join(f"{100 * value:.2f}" for value in row["range"] or ()))
         full = f"{100 * row['of_full']:.1f} %" if row["of_full"] is not None else ""
-        tests.append([row["labels"], row["network"], ", ".join(map(str, row["seeds"])), *numbers, full])
-    masks = []
-    for row in filter(lambda row: row["masks"], rows):
-        shares = (f"{100 * row['masks'][name]:.2f}" if name in row["masks"] else "" for name in MASKS)
-        masks.append([row["labels"], row["network"], *shares])
-    tables = [("Last network, test set", TEST_HEADINGS, tests)]
-    return tables + ([("IoU % of the training masks after stage 1", MASK_HEADINGS, masks)] if masks else [])
+        tests.append([*names, ", ".join(map(str, row["seeds"])), *numbers, full])
+        if row["masks"]:
+            shares = (f"{100 * row['masks'][name]:.2f}" if name in row["masks"] else "" for name in MASKS)
+            masks.append([*names, *shares])
+    tables = [("Last network, test set", (*columns, *TEST_HEADINGS), tests)]
+    return tables + ([("IoU % of the training masks after stage 1", (*columns, *MASKS), masks)] if masks else [])
 
 
 def runs_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
@@ -141,7 +161,7 @@ def runs_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     for title, headings, lines in _tables(rows):
         table = Table(title=title)
         for heading in headings:
-            table.add_column(heading, justify="left" if heading in headings[:2] else "right")
+            table.add_column(heading, justify="left" if heading in TEXTS else "right")
         for line in lines:
             table.add_row(*map(escape, line))
         tables.append(table)

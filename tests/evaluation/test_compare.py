@@ -121,8 +121,32 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path: Path) -> None:
     assert rows[0]["of_full"] == pytest.approx(0.7) and rows[1]["of_full"] == 1 and rows[2]["of_full"] is None
     assert rows[1]["masks"] == {}
     text = runs_markdown(rows)
-    assert "| pmg, union | acm, 2 + 1 | 0, 1 | 35.00 | 90.00 | 20.00 | 70.0 % |" in text
-    assert "| pmg, union | acm, 2 + 1 | 35.00 | 45.00 | 55.00 | 65.00 |" in text
+    assert "| pmg, union | acm, 2 + 1 | positive 0.0 | 0, 1 | 35.00 | 30.00 to 40.00 | 90.00 | 20.00 | 70.0 % |" in text
+    assert "| pmg, union | acm, 2 + 1 | positive 0.5 | 0 | 40.00 |  | 90.00 | 20.00 |  |" in text
+    assert "| pmg, union | acm, 2 + 1 | positive 0.0 | 35.00 | 45.00 | 55.00 | 65.00 |" in text
+
+
+def test_rows_say_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "plain", 0.3), run(tmp_path / "full", 0.5, supervision="full", extent=9)]
+    rows = runs_rows(map(read_run, folders))
+    assert [row["differs"] for row in rows] == ["", ""] and "settings" not in runs_markdown(rows)
+    folders += [run(tmp_path / "long", 0.4, extent=9), run(tmp_path / "bf16", 0.4, bf16=True, eval_every=3)]
+    rows = runs_rows(map(read_run, folders))
+    assert [row["differs"] for row in rows] == [
+        "extent None, bf16 False",
+        "bf16 False",  # ground truth has no extent
+        "extent 9, bf16 False",
+        "extent None, bf16 True",
+    ]
+
+
+def test_rows_of_two_sets_name_them(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "one", 0.3), run(tmp_path / "two", 0.4, jitter=0.5)]
+    content = read_sealed_json(folders[1] / "results.json") | {"dataset": "other"}
+    write_sealed_json(folders[1] / "results.json", content)
+    text = runs_markdown(runs_rows(map(read_run, folders)))
+    assert "| set | labels | network, epochs | seeds |" in text  # settings differ between sets alone: no column
+    assert "| other | pmg, union | acm, 2 + 1 | 0 | 40.00 |" in text
 
 
 def test_the_command_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -178,7 +202,7 @@ def test_runs_that_found_nothing_or_whose_test_set_has_no_target(tmp_path: Path)
     write_sealed_json(folders[1] / "results.json", content)
     rows = runs_rows(map(read_run, folders))
     assert [row["of_full"] for row in rows] == [None, None]
-    assert "| 30.00 | nan | 20.00 |" in runs_markdown(rows)
+    assert "| 30.00 |  | nan | 20.00 |" in runs_markdown(rows)
 
 
 def test_sides_that_have_no_middle_are_refused() -> None:
