@@ -241,7 +241,7 @@ BUGS = (
     ),
     Bug(
         "student: annotations beside what images show are not followed",
-        "return place(values, areas, placement)",
+        "return place(values, areas, placement, self.threshold)",
         "return values",
         "test_placement.py",
     ),

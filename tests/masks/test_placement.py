@@ -82,6 +82,10 @@ def test_half_a_pixel_by_hand() -> None:
     assert float(moved[0, 3, 3]) == pytest.approx(0.25, abs=1e-6)  # a corner: one logit of 2.2 and three of -2.2
     torch.testing.assert_close(moved[2, 5:9, 4:8], probabilities[2, 4:8, 4:8])
     assert torch.equal(place(probabilities, torch.tensor([16, 16, 16]), ()), probabilities)
+    low = place(probabilities, torch.tensor([16, 17, 9]), placement, threshold=0.2)
+    assert torch.equal(low[1:], moved[1:])  # only between pixels does a target look too wide
+    torch.testing.assert_close(low[0, 3, 4:7], torch.full((3,), 0.2))  # the threshold where 0.5 was
+    assert float(low[0, 3, 3]) == pytest.approx(1 / 13, abs=1e-6)  # odds of 1 : 3, by a fourth of them
     beyond = place(probabilities, torch.tensor([99, 99, 99]), placement[:2])  # larger than any that was learned from
     torch.testing.assert_close(beyond[0], moved[0])
 

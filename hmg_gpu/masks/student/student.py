@@ -254,7 +254,7 @@ class Student:
         if not placement:
             return values
         areas = own_pixels(mean, self.threshold, 1.0)[0].sum((1, 2))
-        return place(values, areas, placement)
+        return place(values, areas, placement, self.threshold)
 
     def masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """Masks of a set, united per image.
