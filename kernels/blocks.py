@@ -20,6 +20,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+if not hasattr(tl, "debug_barrier"):  # Triton after 3.9 has it as barrier (triton-lang/triton #11437)
+    tl.debug_barrier = tl.barrier
+
 TILE_H, TILE_W = (16, 128)  # pixels; on 8 warps 2 blocks a thread
 NUM_WARPS = 8
 MAX_REGISTERS = 128  # a thread, on CUDA

@@ -6,6 +6,10 @@ from __future__ import annotations
 from kernel_tools import DEVICE, poisoned_memory, program_at, shuffled_programs  # before any kernel is decorated
 
 # isort: on
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import reference
@@ -241,3 +245,20 @@ def test_a_hundred_repeats_are_identical(density: float) -> None:
     first = kernels.components(mask)
     for _ in range(100):
         assert all(a.equal(b) for a, b in zip(kernels.components(mask), first, strict=True))
+
+
+RENAMED = """
+import torch, triton.language as tl
+tl.barrier = tl.debug_barrier
+del tl.debug_barrier
+from hmg_gpu.kernels.components import components
+labels, counts, table = components(torch.eye(40, dtype=torch.bool)[None])
+print(int(counts), int(labels.sum()), table[0, 0, 0].item())
+"""
+
+
+@pytest.mark.cpu_only
+def test_a_triton_that_calls_the_barrier_by_its_new_name() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    found = subprocess.run([sys.executable, "-c", RENAMED], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "40", "40"]
