@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Pmg, make_maker
 from hmg_gpu.masks.student.student import StudentSettings
 from hmg_gpu.masks.student.train import train_student
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -165,6 +169,14 @@ def test_one_thread_and_several_are_timed_quiet_and_busy(
     monkeypatch.setattr(threads, "FRACTION", 0)
     assert threads.main(common) == 1
     assert "2 threads are slower than one: update, 8 images" in capsys.readouterr().out
+
+
+def test_host_time_runs_no_kernel_and_says_where_it_failed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.host_time", "--images", "2", "--side", "32"]
+    once = subprocess.run([*command, "--once"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 1 < float(once.stdout) < 50_000  # interpreted kernels take a hundred times as long
+    failed = subprocess.run([*command, "--beside", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1 and str(tmp_path) in failed.stderr
 
 
 def test_rules_of_evolution_are_timed_where_they_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
