@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import folds, loops, makers, peers, review, rules, student, threads
+from bench import drawn, folds, loops, makers, peers, review, rules, student, threads
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
@@ -252,6 +252,35 @@ def test_students_are_measured_once_and_shown(
         assert shown.count("...") == 2 and "students by seed" in shown and "masks_coarse" in shown
     finally:
         torch.set_num_threads(threads)
+
+
+def test_masks_drawn_by_hand_move_a_threshold_where_they_ask_for_it() -> None:
+    """Two targets in images 0 and 1, one in image 2; the second level is better in images 0 and 2, worse in 1."""
+    images = torch.tensor([0, 1, 2])
+    hit = torch.ones(len(drawn.LEVELS), 3, dtype=torch.float64)
+    union = torch.full_like(hit, 4.0)
+    union[1] = torch.tensor([2.0, 5.0, 2.0])
+    arguments = (images, hit, union, hit, union, 0)
+    assert drawn.gain({0}, "best", *arguments) == pytest.approx(2 / 7 - 2 / 8)  # of images 1 and 2
+    assert drawn.gain({1}, "best", *arguments) is None  # image 1 asks for what there is
+    assert drawn.gain({0, 2}, "sure", *arguments) == pytest.approx(1 / 5 - 1 / 4)
+    assert drawn.gain({0, 1}, "sure", *arguments) is None  # they do not agree
+    assert drawn.gain({0}, "sure", *arguments) is None  # one tells nothing
+    for count in (1, 2, 3):
+        assert len(drawn.pick_images(images, count, seed=0)) == count
+    assert drawn.pick_images(torch.tensor([0, 0, 0]), 2, seed=1) == {0}
+
+
+def test_what_masks_drawn_by_hand_are_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_folder(tmp_path / "tiny")
+    settings = StudentSettings(crop=16, steps=3, members=1, batch_size=4)
+    student = train_student(load_folder(root, "train", masks=False), Pmg(8), settings=settings)
+    student.save(tmp_path / "student.safetensors")
+    argv = ["--set", str(root), str(tmp_path / "student.safetensors"), "--drawn", "1", "2", "--draws", "2"]
+    assert drawn.main(argv) == 0
+    assert [line.split()[3:7:2] for line in capsys.readouterr().out.splitlines() if "tiny" in line] == [
+        [number, way] for number in ("1", "2") for way in drawn.WAYS
+    ]
 
 
 def test_moved_points_lie_so_far_away_and_in_the_image() -> None:
