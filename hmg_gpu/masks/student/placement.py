@@ -20,6 +20,7 @@ from torch import Tensor
 CLASSES, LEAST = 8, 30  # of the areas of masks, with equal parts of the targets; fewer where one had fewer targets
 SURE = 4.0  # standard errors that a displacement has to have
 FAR = 0.75  # pixels, too far for a displaced annotation
+BETWEEN = 0.5  # threshold of masks that lie between the pixels that show them
 
 Placement = tuple[tuple[float, float, float], ...]  # rows (largest area, down, across) in pixels, areas rising
 
@@ -83,10 +84,14 @@ def _unexplained(centre: Tensor, rounded: float) -> tuple[Tensor, Tensor]:
     return torch.where(same, exact.sign() * torch.minimum(exact.abs(), scattered.abs()), 0), error
 
 
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def place(probabilities: Tensor, areas: Tensor, placement: Placement, threshold: float = 0.5) -> Tensor:
     """Move probabilities [P, K, K] as :func:`find_placement` says for masks of these areas, int64 [P].
 
-    Half a pixel is the mean of two pixels' logits; what moves so passes ``threshold`` where it passed 0.5.
+    Half a pixel is the mean of two pixels' logits; what moves so passes ``threshold`` where it passed ``BETWEEN``.
     """
     if not placement:
         return probabilities
@@ -99,5 +104,5 @@ def place(probabilities: Tensor, areas: Tensor, placement: Placement, threshold:
     logits = probabilities.logit(1e-4)[:, None]
     moved = F.grid_sample(logits, grid, align_corners=False, padding_mode="border")[:, 0]
     between = (moves != moves.round()).any(1)[:, None, None]
-    moved = torch.where(between, moved + math.log(threshold / (1 - threshold)), moved).sigmoid()
+    moved = torch.where(between, moved + _log_odds(threshold) - _log_odds(BETWEEN), moved).sigmoid()
     return torch.where(moves.any(1)[:, None, None], moved, probabilities)

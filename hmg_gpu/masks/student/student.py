@@ -51,7 +51,7 @@ from hmg_gpu.masks.student.crops import (
     window_positions,
 )
 from hmg_gpu.masks.student.network import CropNet
-from hmg_gpu.masks.student.placement import CLASSES, Placement, place
+from hmg_gpu.masks.student.placement import BETWEEN, CLASSES, Placement, place
 from hmg_gpu.masks.windows import masks_around
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 
@@ -145,7 +145,8 @@ class Student:
 
     def digest(self) -> str:
         """SHA-256 of all that decides its masks: weights, settings, threshold and placements."""
-        text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, [*self.placements.values()]])
+        placed = [*self.placements.values(), BETWEEN]
+        text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, placed])
         checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
             for value in network.state_dict().values():
