@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.data.sets import ImageSet
+from hmg_gpu.training.settings import Settings
 
 LARGE = 0.05  # share of an image; targets cover at most a tenth of it in NUAA-SIRST and NUDT-SIRST
 LOST = 0.1  # share of the points from which on labels are said to collapse
@@ -63,13 +64,16 @@ def watch_labels(data: ImageSet, before: Tensor, after: Tensor) -> tuple[str, st
     return line, f"{'; '.join(warnings)}. If it stays so, {cure}."
 
 
-def verdict(results: Mapping[str, Any]) -> str | None:
-    """What a finished run says of its masks where they are worse than those that it began with."""
+def verdict(results: Mapping[str, Any], settings: Settings) -> str | None:
+    """What a finished run says of its masks where they are worse than those that it began with, and what may help."""
     masks = results.get("masks", {})
     if not masks or not masks["hybrid"]["iou"] < masks["initial"]["iou"]:
         return None
     first, last = (100 * masks[name]["iou"] for name in ("initial", "hybrid"))
+    cures = [] if settings.rule == "soft" else ["--rule soft"]
+    cures += [] if settings.model.startswith("unet") else ["--model unet"]
+    cures.append("more epochs")
     return (
         f"the corrected masks are worse than the initial ones: IoU {last:.2f} % after {first:.2f} %; the network is "
-        "too coarse or too little trained to correct them: try --model unet, or more epochs"
+        f"too coarse or too little trained to correct them: try {' or '.join(cures)}"
     )

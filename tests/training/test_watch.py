@@ -69,8 +69,10 @@ def test_a_network_that_fills_images_is_told_at_the_update(tmp_path: Path, monke
 
 def test_a_run_that_ends_worse_says_so() -> None:
     masks = {"initial": {"iou": 0.75}, "hybrid": {"iou": 0.74}}
-    assert "IoU 74.00 % after 75.00 %" in verdict({"masks": masks})
-    assert verdict({"masks": masks | {"hybrid": {"iou": 0.75}}}) is None and verdict({}) is None
+    words = verdict({"masks": masks}, Settings())
+    assert "IoU 74.00 % after 75.00 %" in words and words.endswith("try --rule soft or --model unet or more epochs")
+    assert verdict({"masks": masks}, Settings(rule="soft", model="unet")).endswith("try more epochs")
+    assert verdict({"masks": masks | {"hybrid": {"iou": 0.75}}}, Settings()) is None and verdict({}, Settings()) is None
 
 
 def test_check_repeats_the_first_epoch(tmp_path: Path, capsys: pytest.CaptureFixture, small: None) -> None:
