@@ -201,7 +201,8 @@ def variants(student: Student, data: ImageSet, pmg: Pmg, case: Case, other: Tens
     unmoved = Student(student.networks, student.settings, student.threshold)
     result["placements"], result["not placed"] = student.placements, iou(unmoved, data)
     plain = replace(student.settings, flips=False)
-    result["no flips"] = iou(Student(student.networks, plain, student.threshold), data)
+    unturned = Student(student.networks, plain, student.threshold, placements=student.placements)
+    result["no flips"] = iou(unturned, data)
     result["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
     if other is None:
         return result
