@@ -161,7 +161,7 @@ def runs_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     for title, headings, lines in _tables(rows):
         table = Table(title=title)
         for heading in headings:
-            table.add_column(heading, justify="left" if heading in TEXTS else "right")
+            table.add_column(heading, justify="left" if heading in TEXTS else "right", overflow="fold")
         for line in lines:
             table.add_row(*map(escape, line))
         tables.append(table)
