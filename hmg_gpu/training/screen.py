@@ -151,9 +151,8 @@ def finish(console: Console, training: Training, seconds: float) -> None:
         console.print(mask_table(title, results["masks"]))
     if tests := {name: results[name] for name in ("stage 1", "stage 2") if name in results}:
         console.print(mask_table("Network on the test images (last epoch of each stage)", tests))
-    if not settings.update_every and (
-        words := verdict(results, settings)
-    ):  # else masks changed after they were measured
+    # Masks that are updated every few epochs changed after they were measured.
+    if not settings.update_every and (words := verdict(results, settings)):
         console.print(Text(words, "yellow"), soft_wrap=True)
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(
