@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import Tensor
 
 from hmg_gpu.data import load_folder
-from hmg_gpu.evaluation.targets import describe_targets
+from hmg_gpu.evaluation.targets import compared, describe_targets
 from hmg_gpu.masks import Pmg
-from hmg_gpu.masks.student.crops import choose, paste, window_positions
+from hmg_gpu.masks.student.crops import choose, paste
 from hmg_gpu.masks.student.student import Student
 from hmg_gpu.masks.windows import masks_around
 
@@ -61,36 +61,29 @@ def levels(folder: Path, points: str, student: Student) -> tuple[Tensor, Tensor,
     """What masks at each level share with the ground truth, and their union with it.
 
     Returns:
-        The image of each target with a point of its own [K]; hit and union by level and target [L, K], in the target's
-        window; both and either by level and image [L, N]; the level that the student has.
+        The image of each target with a point of its own [K]; hit and union by level and target [L, K]; both and either
+        by level and image [L, N]; the level that the student has.
     """
     data = load_folder(folder, "train", points=points)
-    pmg, targets = Pmg().fit(data), describe_targets(data)
+    pmg, targets, known = Pmg().fit(data), describe_targets(data), data.masks.bool()
     soft = student.probabilities(data.images, data.points, extent=pmg.extent, sizes=data.sizes)
     fallback = masks_around(data, student.settings.radius, pmg)
-    position, inside = window_positions(data.points, soft.shape[1], data.images.shape, data.sizes)
-    truth = data.masks.flatten()[torch.where(inside, position, 0)].bool() & inside
-    hit, union, both, either = [], [], [], []
+    found = []
     for level in LEVELS:
-        masks = choose(soft, fallback, level, student.settings.link)
-        whole, known = paste(masks, data.points, data.images.shape, data.sizes), data.masks.bool()
-        hit.append((masks & truth).sum((1, 2))[targets.rows])
-        union.append((masks | truth).sum((1, 2))[targets.rows])
-        both.append((whole & known).sum((1, 2)))
-        either.append((whole | known).sum((1, 2)))
-    found = (torch.stack(values).double() for values in (hit, union, both, either))
-    return data.points[targets.rows, 0], *found, LEVELS.index(student.threshold)
+        each = choose(soft, fallback, level, student.settings.link)
+        masks = paste(each, data.points, data.images.shape, data.sizes)
+        whole = ((masks & known).sum((1, 2)), (masks | known).sum((1, 2)))
+        found.append((*compared(masks, data, targets), *whole))
+    columns = (torch.stack(values).double() for values in zip(*found, strict=True))
+    return data.points[targets.rows, 0], *columns, LEVELS.index(student.threshold)
 
 
 def pick_images(images: Tensor, drawn: int, seed: int) -> set[int]:
     """Random images until they hold so many targets."""
-    order = images.unique()[torch.randperm(len(images.unique()), generator=torch.Generator().manual_seed(seed))]
-    chosen: set[int] = set()
-    for image in order.tolist():
-        if int(torch.isin(images, torch.tensor(sorted(chosen) or [-1])).sum()) >= drawn:
-            break
-        chosen.add(image)
-    return chosen
+    numbers, targets = images.unique(return_counts=True)
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    needed = int((targets[order].cumsum(0) < drawn).sum()) + 1
+    return set(numbers[order[:needed]].tolist())
 
 
 def gain(

@@ -1,4 +1,4 @@
-"""What one small update costs the host, with every kernel stubbed: python -m bench.host_time
+"""What one small update costs the host, with idle kernels: python -m bench.host_time
 
 Counts what Python and PyTorch do around the launches: checks, allocations, arguments. A launch itself costs more; that
 is measured on a GPU (``host_us`` of bench.gpu_check). Two versions are compared by running this file in both checkouts
@@ -24,23 +24,23 @@ os.environ["TRITON_INTERPRET"] = "1"  # kernels take tensors of the CPU
 CALLS, ROUNDS = 1000, 7
 
 
-class Stub:
+class Idle:
     """In place of a kernel: takes a launch and does nothing."""
 
-    def __getitem__(self, grid: Any) -> Stub:
+    def __getitem__(self, grid: Any) -> Idle:
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
-def stub(module: ModuleType) -> int:
+def silence(module: ModuleType) -> int:
     """Replace the kernels that a module launches; how many."""
     from triton.runtime import KernelInterface
 
     kernels = [name for name, value in vars(module).items() if isinstance(value, KernelInterface)]
     for name in kernels:
-        setattr(module, name, Stub())
+        setattr(module, name, Idle())
     return len(kernels)
 
 
@@ -52,8 +52,8 @@ def measure(images: int, side: int) -> float:
 
     torch.set_num_threads(1)
     modules = [module for name, module in sys.modules.items() if name.startswith("hmg_gpu.kernels.")]
-    if not sum(map(stub, modules)):
-        raise SystemExit("found no kernel to stub")
+    if not sum(map(silence, modules)):
+        raise SystemExit("found no kernel to replace")
     planes = torch.zeros(images, side, side, dtype=torch.bool)
     points = torch.tensor([[image, side // 2, side // 2] for image in range(images)])
     spent = []

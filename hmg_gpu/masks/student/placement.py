@@ -11,11 +11,11 @@ threshold is 0.5. That choice saw the ground truth of NUDT-SIRST, the one set of
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hmg_gpu.common.tensors import logit
 
 CLASSES, LEAST = 8, 30  # of the areas of masks, with equal parts of the targets; fewer where one had fewer targets
 SURE = 4.0  # standard errors that a displacement has to have
@@ -84,10 +84,6 @@ def _unexplained(centre: Tensor, rounded: float) -> tuple[Tensor, Tensor]:
     return torch.where(same, exact.sign() * torch.minimum(exact.abs(), scattered.abs()), 0), error
 
 
-def _log_odds(probability: float) -> float:
-    return math.log(probability / (1 - probability))
-
-
 def place(probabilities: Tensor, areas: Tensor, placement: Placement, threshold: float = 0.5) -> Tensor:
     """Move probabilities [P, K, K] as :func:`find_placement` says for masks of these areas, int64 [P].
 
@@ -104,5 +100,5 @@ def place(probabilities: Tensor, areas: Tensor, placement: Placement, threshold:
     logits = probabilities.logit(1e-4)[:, None]
     moved = F.grid_sample(logits, grid, align_corners=False, padding_mode="border")[:, 0]
     between = (moves != moves.round()).any(1)[:, None, None]
-    moved = torch.where(between, moved + _log_odds(threshold) - _log_odds(BETWEEN), moved).sigmoid()
+    moved = torch.where(between, moved + logit(threshold) - logit(BETWEEN), moved).sigmoid()
     return torch.where(moves.any(1)[:, None, None], moved, probabilities)
