@@ -147,7 +147,9 @@ def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
             ImageSet(list("abc"), empty(3, 64, 64, dtype=torch.uint8), empty(3, 2), empty(count, 3)) for count in (9, 5)
         ]
         teachers = [empty(len(one.points), side, side, dtype=torch.bool) for one in sets]
-        drawn = [(empty(n), empty(n, 3), empty(n, 25, dtype=torch.float32)) for n in (5, 3)]
+        drawn = [
+            (empty(n), empty(n, 3), empty(n, 25, dtype=torch.float32), empty(n, 4, dtype=torch.float32)) for n in (5, 3)
+        ]
         average = [value.detach().clone() for value in parameters]
 
         def network(crops: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_no_point_comes_again_before_all_have_come() -> None:
     data = tiny_set()
     settings = replace(QUICK, steps=5)
     share = torch.tensor([0, 2, 3])
-    rows, turn, noise = teaching._draw(course(data.points), share, 5, 4, settings, torch.Generator().manual_seed(1))
+    rows, turn, noise, _ = teaching._draw(course(data.points), share, 5, 4, settings, torch.Generator().manual_seed(1))
     drawn = torch.cat(rows).tolist()
     assert [len(step) for step in rows] == [4] * 5
     assert all(sorted(drawn[start : start + 3]) == [0, 2, 3] for start in range(0, 18, 3))
@@ -188,7 +188,7 @@ def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further rounds start from the part of a mask at the point: 0.05 leads from there to a larger target."""
+    """Further rounds start from the part of a mask at the point: 0.1 leads from there to a larger target."""
     data = tiny_set()
     centres = []
 
@@ -198,7 +198,7 @@ def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.M
         assert extent == 8
         found = torch.zeros(len(points), 23, 23)
         found[:, 11, 11] = found[:, 9:14, 18:21] = 0.9
-        found[:, 11, 12:18] = 0.05
+        found[:, 11, 12:18] = 0.1
         return found
 
     monkeypatch.setattr(Student, "probabilities", probabilities)
@@ -442,11 +442,12 @@ def test_what_is_shared_learns_from_both_and_the_rest_from_its_own_alone() -> No
     for extent, rows in ((25, [0, 1]), (8, [1, 2, 3]), (8, [0, 2, 3])):
         teacher = masks_around(data, settings.radius + settings.shift, Pmg(extent))
         courses.append(Course(data, Pmg(extent), teacher))
-        drawn.append((torch.tensor(rows), torch.zeros(len(rows), 3), torch.rand(len(rows), 25)))
+        parts = torch.ones(len(rows), 4)  # none
+        drawn.append((torch.tensor(rows), torch.zeros(len(rows), 3), torch.rand(len(rows), 25), parts))
     for extent, weight in ((25, 2 / 8), (8, 6 / 8)):
         lessons = [
             teaching._lesson(one.data, one.teacher, settings, *values)
-            for one, values in zip(courses, drawn, strict=True)
+            for one, (*values, _) in zip(courses, drawn, strict=True)
             if one.extent == extent
         ]
         crops, targets = (torch.cat(values) for values in zip(*lessons, strict=True))
@@ -528,6 +529,7 @@ def test_refusals(tmp_path: Path) -> None:
     refused(lambda: StudentSettings(members=101), "members = 101", "at most 100")
     refused(lambda: StudentSettings(steps=0), "steps = 0", "at least 1")
     refused(lambda: StudentSettings(averaging=1.0), "averaging = 1.0")
+    refused(lambda: StudentSettings(parts=-0.1), "parts = -0.1")
     empty = tiny_set()
     empty.points = empty.points[:0]
     refused(lambda: train_student(empty), "no point label")

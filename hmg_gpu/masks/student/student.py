@@ -9,8 +9,8 @@ set, with PMG's masks to learn from, keeps what repeats: the student becomes bet
 
 A student has two pairs of networks. Each of a pair is taught by half of the points, so that the other never saw PMG's
 error on a target; the second pair, of other halves, makes the mean steadier. PMG errs by leaving pixels out (its box
-can only cut), so the threshold of the probabilities lies low, where PMG's alpha lies by default: the share of the
-contrast at which PMG lets a target begin. README shows others and what that is worth.
+can only cut): a share of the lessons shows targets with a second part (``parts.py``), and the threshold of the
+probabilities lies below a half. The results page shows others and what that is worth.
 
 Annotators may put masks beside what an image shows; the points tell (``placement.py``).
 
@@ -71,6 +71,7 @@ class StudentSettings:
 
     crop: int = 48  # S, side of the crop, a multiple of 4
     shift: int = 3  # in training a crop's centre moves up to so far, within the teacher's mask
+    parts: float = 0.3  # share of the crops in training whose target gets a second, dimmer part
     steps: int = 350  # of each network in each round; for every further set as many again
     batch_size: int = 32  # crops; sets that are taught together have equal parts of it
     learning_rate: float = 4e-3  # AdamW, one cycle
@@ -80,7 +81,7 @@ class StudentSettings:
     flips: bool = True  # when predicting, the networks share the eight flips and transposes of a crop
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.15  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.3  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
     link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
@@ -94,7 +95,7 @@ class StudentSettings:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at most {bound}")
         if self.crop % 4:
             raise InputError(f"crop = {self.crop}: expected a multiple of 4, as the network halves it twice")
-        for name in ("averaging", "threshold"):
+        for name in ("averaging", "threshold", "parts"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: expected a number from 0 up to 1")
         if not 0 < self.link <= 1:

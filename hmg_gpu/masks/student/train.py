@@ -24,6 +24,7 @@ from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.crops import gather, normalise, turned_offsets
 from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
+from hmg_gpu.masks.student.parts import DRAWS, add_parts
 from hmg_gpu.masks.student.placement import Placement, centroids, find_placement
 from hmg_gpu.masks.student.student import EXTENTS, Student, StudentSettings, find_lessons
 from hmg_gpu.models.checkpoints import read_description, read_tensors
@@ -325,13 +326,14 @@ def _steps(courses: Sequence[Course], settings: StudentSettings) -> int:
 def _draw(
     course: Course, share: Tensor, steps: int, count: int, settings: StudentSettings, generator: torch.Generator
 ) -> tuple[Sequence[Tensor], ...]:
-    """For each step: so many of a course's points, how their crops are turned, and what decides their shifts."""
+    """For each step: so many of a course's points, how their crops are turned, what decides their shifts and parts."""
     passes = -(-steps * count // len(share))  # every point once before any comes again
     order = torch.cat([share[torch.randperm(len(share), generator=generator)] for _ in range(passes)])
     rows = order[: steps * count].view(steps, count)
     turn = torch.randint(0, 2, (steps, count, 3), generator=generator)
     noise = torch.rand(steps, count, (2 * settings.shift + 1) ** 2, generator=generator)
-    return tuple(value.to(course.data.images.device).unbind() for value in (rows, turn, noise))
+    parts = torch.rand(steps, count, DRAWS, generator=generator)
+    return tuple(value.to(course.data.images.device).unbind() for value in (rows, turn, noise, parts))
 
 
 def _loss(
@@ -343,13 +345,15 @@ def _loss(
     """Soft-IoU and cross entropy of a batch, each course's part of it weighed by its crops; reads nothing back."""
     total, count = 0.0, sum(len(rows) for rows, *_ in drawn)
     for extent, network in networks.items():
-        pairs = [
-            _lesson(course.data, course.teacher, settings, *values)
-            for course, values in zip(courses, drawn, strict=True)
+        lessons = [
+            (*_lesson(course.data, course.teacher, settings, *values), parts)
+            for course, (*values, parts) in zip(courses, drawn, strict=True)
             if course.extent == extent
         ]
-        crops, targets = (torch.cat(values) for values in zip(*pairs, strict=True))
-        logits = network(normalise(crops)).float()
+        crops, targets, parts = (torch.cat(values) for values in zip(*lessons, strict=True))
+        seen = normalise(crops)
+        seen[:, 0], targets = add_parts(seen[:, 0], targets, parts, settings.parts)
+        logits = network(seen).float()
         target = targets[:, None].float()
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         loss = soft_iou_loss(logits, target) + settings.cross_entropy * cross_entropy
