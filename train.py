@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, console: Console, team: Team, held: ExitSta
             return 128 + (received or [signal.SIGTERM])[0]
 
     seconds = time.perf_counter() - started
-    team.first(lambda: finish(console, training, seconds))
+    team.first(lambda: finish(console, training, seconds, resumed=bool(options.resume)))
     return 0
 
 

@@ -136,8 +136,8 @@ def check_empty(folder: Path) -> None:
             raise InputError(f"{folder}: holds {name} but no checkpoint; remove the folder or choose another --out")
 
 
-def finish(console: Console, training: Training, seconds: float) -> None:
-    """Write the corrected masks and the results of a run, and print its tables."""
+def finish(console: Console, training: Training, seconds: float, *, resumed: bool = False) -> None:
+    """Write the corrected masks and the results of a run, and print its tables; ``seconds`` are of this process."""
     folder, train, results, settings = training.folder, training.train, training.results, training.settings
     corrected = settings.supervision == "points"
     for index, (name, (height, width)) in enumerate(zip(train.names, train.host_sizes.tolist(), strict=True)):
@@ -156,7 +156,7 @@ def finish(console: Console, training: Training, seconds: float) -> None:
         console.print(Text(words, "yellow"), soft_wrap=True)
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
     console.print(
-        f"{seconds / 60:.1f} min, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "
+        f"{seconds / 60:.1f} min{' since the resume' if resumed else ''}, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "
         f"{'masks_hybrid/*.png, ' if corrected else ''}{weights}, log.jsonl, results.json",
         highlight=False,
         markup=False,

@@ -593,7 +593,7 @@ def test_stopping_at_the_end_of_an_epoch(
         assert f"stopped and saved; go on with: python train.py --resume {out}\n" in ended.out
         assert signal.getsignal(signal.SIGINT) is before
         ended = command("--resume", out)
-    assert ended.code == 0
+    assert ended.code == 0 and "min since the resume, peak memory" in ended.out
     assert clockless(log_of(out)) == clockless(log_of(alone))
     for path in (alone / "masks_hybrid").iterdir():
         assert path.read_bytes() == (out / "masks_hybrid" / path.name).read_bytes()
