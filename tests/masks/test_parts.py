@@ -42,8 +42,10 @@ def test_equals_one_at_a_time(seed: int) -> None:
     parts, both = add_parts(*map(torch.from_numpy, (crops, masks, draws)), 0.7)
     np.testing.assert_allclose(parts.numpy(), wanted, rtol=1e-6)
     assert np.array_equal(both.numpy(), joined) and (joined != masks).any()
-    floats, same = add_parts(torch.from_numpy(crops), torch.from_numpy(masks).float(), torch.from_numpy(draws), 0.7)
-    assert torch.equal(floats, parts) and torch.equal(same > 0, both)
+    for high, low in ((1.0, 0.0), (0.75, 0.25)):  # soft masks have the same parts
+        soft = torch.where(torch.from_numpy(masks), high, low)
+        floats, same = add_parts(torch.from_numpy(crops), soft, torch.from_numpy(draws), 0.7)
+        assert torch.equal(same > 0.5, both) and (low > 0 or torch.equal(floats, parts))
 
 
 def test_a_part_touches_and_no_share_changes_nothing() -> None:

@@ -23,7 +23,7 @@ def add_parts(crops: Tensor, masks: Tensor, draws: Tensor, share: float) -> tupl
 
     Args:
         crops: float [P, S, S], their background 0 and their targets about 1, as the network sees them.
-        masks: float or bool [P, S, S].
+        masks: bool [P, S, S], or float, above 0.5 in the mask.
         draws: float [P, 4], uniform in 0 to 1: whether, how bright, which pixel of either mask.
         share: of the crops, 0 to 1.
 
@@ -41,7 +41,8 @@ def add_parts(crops: Tensor, masks: Tensor, draws: Tensor, share: float) -> tupl
         ([8, 8], 5.9)
     """
     others, theirs = crops.roll(1, 0), masks.roll(1, 0)
-    used = (draws[:, 0] < share) & masks.flatten(1).any(1) & theirs.flatten(1).any(1)
+    some = (masks > 0.5).flatten(1).any(1)
+    used = (draws[:, 0] < share) & some & some.roll(1, 0)
     move = _pixel_of(masks, draws[:, 2]) - _pixel_of(theirs, draws[:, 3])  # [P, 2]
     near = theirs.to(crops.dtype)
     near = (near + F.max_pool2d(near[:, None], 3, 1, 1)[:, 0]) / 2
@@ -54,7 +55,7 @@ def add_parts(crops: Tensor, masks: Tensor, draws: Tensor, share: float) -> tupl
 
 def _pixel_of(masks: Tensor, draw: Tensor) -> Tensor:
     """One pixel of each mask [P, S, S], all alike likely: int64 [P, 2], row and column; any where a mask is empty."""
-    ranks = masks.flatten(1).long().cumsum(1)
+    ranks = (masks > 0.5).flatten(1).long().cumsum(1)
     wanted = (draw * ranks[:, -1]).long()[:, None] + 1
     place = torch.searchsorted(ranks, wanted).clamp(max=ranks.shape[1] - 1)[:, 0]
     return torch.stack((place // masks.shape[2], place % masks.shape[2]), dim=1)
