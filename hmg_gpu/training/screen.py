@@ -155,9 +155,9 @@ def finish(console: Console, training: Training, seconds: float, *, resumed: boo
     if not settings.update_every and (words := verdict(results, settings)):
         console.print(Text(words, "yellow"), soft_wrap=True)
     weights = ", ".join(f"stage{number}.safetensors" for number in (1, 2) if settings.epochs[number - 1])
+    since = " since the resume" if resumed else ""
     console.print(
-        f"{seconds / 60:.1f} min{' since the resume' if resumed else ''}, peak memory {summary['peak_memory_gb']:.2f} GB. "
-        f"In {folder}: sheets/*.png, "
+        f"{seconds / 60:.1f} min{since}, peak memory {summary['peak_memory_gb']:.2f} GB. In {folder}: sheets/*.png, "
         f"{'masks_hybrid/*.png, ' if corrected else ''}{weights}, log.jsonl, results.json",
         highlight=False,
         markup=False,
