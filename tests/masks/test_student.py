@@ -188,7 +188,7 @@ def test_threshold_where_halves_agree_best_by_hand(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further rounds start from the part of a mask at the point: 0.1 leads from there to a larger target."""
+    """Further rounds start from the part of a mask at the point: 0.15 leads from there to a larger target."""
     data = tiny_set()
     centres = []
 
@@ -198,7 +198,7 @@ def test_a_target_joined_by_a_link_does_not_move_the_point(monkeypatch: pytest.M
         assert extent == 8
         found = torch.zeros(len(points), 23, 23)
         found[:, 11, 11] = found[:, 9:14, 18:21] = 0.9
-        found[:, 11, 12:18] = 0.1
+        found[:, 11, 12:18] = 0.15
         return found
 
     monkeypatch.setattr(Student, "probabilities", probabilities)

@@ -81,7 +81,7 @@ class StudentSettings:
     flips: bool = True  # when predicting, the networks share the eight flips and transposes of a crop
     rounds: int = 1  # from the second on PMG starts from the centroids of the masks of the round before
     members: int = 4  # networks whose probabilities are averaged; those of a pair learn from half of the points each
-    threshold: float = 0.3  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
+    threshold: float = 0.4  # of probabilities, of small targets; 0: where members agree best, of 0.1, 0.15 .. 0.5
     link: float = 0.2  # of the threshold: probabilities that join the parts of a mask (hysteresis); 1: no such
     seed: int = 0
 
