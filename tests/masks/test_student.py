@@ -34,7 +34,9 @@ from hmg_gpu.training.loop import Training
 from hmg_gpu.training.settings import Settings
 
 QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4, members=2)
-TAUGHT = replace(QUICK, steps=16, averaging=0.0, learning_rate=1e-2, members=1)  # enough to draw masks of its own
+TAUGHT = replace(
+    QUICK, steps=16, averaging=0.0, learning_rate=1e-2, members=1, threshold=0.15
+)  # draws masks of its own
 
 
 def test_the_point_stays_where_it_is_in_every_view() -> None:
@@ -513,7 +515,7 @@ def test_a_saved_student_makes_the_same_masks(tmp_path: Path) -> None:
     again = Student.load(tmp_path / "student.safetensors")
     assert again.settings == learned.settings and again.threshold == learned.threshold
     assert again.digest() == learned.digest() and len(again.digest()) == 64
-    assert Student(learned.networks, learned.settings, 0.4).digest() != learned.digest()
+    assert Student(learned.networks, learned.settings, 0.35).digest() != learned.digest()
     assert Student(learned.networks, replace(learned.settings, link=0.5)).digest() != learned.digest()
     assert Student({8: learned.networks[8]}, learned.settings).digest() != learned.digest()
     assert again.to("cpu") is again

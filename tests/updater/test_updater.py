@@ -583,7 +583,7 @@ def test_state_of_another_maker_or_rule_is_refused(student: Student) -> None:
             load = partial(updater.load_state_dict, state)
             refused(load, f"state: its {what} is ", value, "use the same")
             assert all(torch.equal(value, updater._tensors()[key]) for key, value in before.items())
-    other = Student(student.networks, student.settings, 0.4)
+    other = Student(student.networks, student.settings, 0.35)
     stranger = make(masks=Learned(student=other, pmg=Pmg(EXTENT)))
     state = updaters["masks 'maker': 'learned'"].state_dict()
     refused(lambda: stranger.load_state_dict(state), "its masks is", student.digest(), other.digest())
