@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_set
 
+from hmg_gpu.masks.student import StudentSettings, train_student
 from hmg_gpu.masks.student.parts import BRIGHTEST, DIMMEST, DRAWS, add_parts
 
 
@@ -74,3 +76,12 @@ def test_every_pixel_of_a_mask_is_chosen() -> None:
         parts, _ = add_parts(crops, masks, draws, 0.5)  # the second's pixel on a dark first crop
         seen.add(tuple((parts[0] > 0).nonzero()[0].tolist()))
     assert seen == {(1, 1), (6, 2), (3, 7)}
+
+
+def test_the_share_decides_what_is_learned() -> None:
+    few, again, many = (
+        train_student(tiny_set(), settings=StudentSettings(crop=24, steps=2, batch_size=4, members=1, parts=share))
+        for share in (0.0, 0.0, 0.9)
+    )
+    weights = [one.networks[25][0].head.weight for one in (few, again, many)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

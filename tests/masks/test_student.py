@@ -34,9 +34,8 @@ from hmg_gpu.training.loop import Training
 from hmg_gpu.training.settings import Settings
 
 QUICK = StudentSettings(crop=24, shift=2, steps=3, batch_size=4, members=2)
-TAUGHT = replace(
-    QUICK, steps=16, averaging=0.0, learning_rate=1e-2, members=1, threshold=0.15
-)  # draws masks of its own
+DRAWS = {"steps": 16, "averaging": 0.0, "learning_rate": 1e-2, "threshold": 0.15}  # enough for masks of its own
+TAUGHT = replace(QUICK, members=1, **DRAWS)
 
 
 def test_the_point_stays_where_it_is_in_every_view() -> None:
