@@ -12,7 +12,8 @@ error on a target; the second pair, of other halves, makes the mean steadier. PM
 can only cut): a share of the lessons shows targets with a second part (``parts.py``), and the threshold of the
 probabilities lies below a half. The results page shows others and what that is worth.
 
-Annotators may put masks beside what an image shows; the points tell (``placement.py``).
+Annotators may put masks beside what an image shows; the points tell (``placement.py``). Masks of two points that run
+into each other are taken apart (``neighbours.py``).
 
 Sets that are taught together may want masks of different extent: each extent has a normalisation of its own, and layers
 from where the network is coarsest; the convolutions before are shared. Here are the settings and what a trained student
@@ -50,12 +51,14 @@ from hmg_gpu.masks.student.crops import (
     unturn,
     window_positions,
 )
+from hmg_gpu.masks.student.neighbours import take_apart
 from hmg_gpu.masks.student.network import CropNet
 from hmg_gpu.masks.student.placement import BETWEEN, CLASSES, Placement, place
 from hmg_gpu.masks.windows import masks_around
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 
 GROUP = 4096  # points whose masks are held at a time
+ASIDE = 64  # points on either side of them that may lie in the same image
 NETS = 256  # crops at a time through a network that does not train
 EXTENTS = 64  # that one student may have learned from
 NEAR = 2  # pixels around a mask whose probabilities tell how sure it is
@@ -262,7 +265,8 @@ class Student:
         """Masks of a set, united per image.
 
         PMG's mask of a point stays where the student finds nothing at the point, and where its mask reaches the
-        window's edge: such a target is larger than the crop.
+        window's edge: such a target is larger than the crop. Masks of different points do not touch
+        (``neighbours.py``).
 
         Args:
             data: images and points; its ground truth is not looked at.
@@ -272,22 +276,29 @@ class Student:
             bool [N, H, W].
         """
         masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
-        for points in data.points.split(GROUP):
-            each = self.each(replace(data, points=points), pmg)
-            masks |= paste(each, points, data.images.shape, data.sizes)
+        for part, rows in _in_groups(data):
+            each, probabilities, _ = self._each(part, pmg)
+            each = take_apart(each, probabilities, part.points)[rows]
+            masks |= paste(each, part.points[rows], data.images.shape, data.sizes)
         return masks
 
     def each(self, data: ImageSet, pmg: Pmg) -> Tensor:
-        """As :meth:`masks`, each point's by itself around the point: bool [P, 2 R + 1, 2 R + 1]."""
+        """As :meth:`masks`, each point's by itself around the point, not taken apart: bool [P, 2 R + 1, 2 R + 1]."""
+        return self._each(data, pmg)[0]
+
+    def _each(self, data: ImageSet, pmg: Pmg) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks, their probabilities and thresholds [P, 1, 1]; where PMG's mask stays probabilities are 0 and 1."""
         fallback = masks_around(data, self.settings.radius, pmg)
         probabilities = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
-        return choose(probabilities, fallback, self.threshold, self.settings.link)
+        pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
+        usable = usable[:, None, None]
+        return torch.where(usable, pixels, fallback), torch.where(usable, probabilities, fallback.float()), level
 
     def confidence(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """How sure each point's mask is, without ground truth: float32 [P] in [0, 1], in the points' order.
 
-        The soft IoU of the mask with each network's probabilities near it, and the mean over the networks. It is low
-        where one network doubts, and where networks differ.
+        The soft IoU of the mask (:meth:`each`) with each network's probabilities near it, and the mean over the
+        networks. It is low where one network doubts, and where networks differ.
 
             sum(p m) / (sum(m) + sum(p (1 - m)))
 
@@ -318,19 +329,22 @@ class Student:
         """
         shape = data.images.shape
         soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
-        for points in data.points.split(GROUP):
-            part = replace(data, points=points)
-            fallback = masks_around(part, self.settings.radius, pmg)
-            probabilities = self.probabilities(data.images, points, extent=pmg.fit(data).extent, sizes=data.sizes)
-            pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
-            probabilities = stretch(probabilities, level)
-            # Other targets' pixels are theirs.
-            probabilities = torch.where(pixels | (probabilities < 0.5), probabilities, 0)
-            values = torch.where(usable[:, None, None], probabilities, fallback.float())
-            position, inside = window_positions(points, probabilities.shape[1], shape, data.sizes)
+        for part, rows in _in_groups(data):
+            each, probabilities, level = self._each(part, pmg)
+            own, stretched = take_apart(each, probabilities, part.points), stretch(probabilities, level)
+            values = torch.where(own | (stretched < 0.5), stretched, 0)[rows]  # other targets' pixels are theirs
+            position, inside = window_positions(part.points[rows], values.shape[1], shape, data.sizes)
             position = torch.where(inside, position, len(soft) - 1)
             soft.scatter_reduce_(0, position.flatten(), values.flatten(), "amax")
         return soft[:-1].view(shape)
+
+
+def _in_groups(data: ImageSet) -> Iterator[tuple[ImageSet, slice]]:
+    """Some points at a time with some before and after them, as they may be neighbours, and which of them count."""
+    for start in range(0, len(data.points), GROUP):
+        first = max(start - ASIDE, 0)
+        part = replace(data, points=data.points[first : start + GROUP + ASIDE])
+        yield part, slice(start - first, start - first + GROUP)
 
 
 def _views(number: int, members: int) -> tuple[int, ...]:
