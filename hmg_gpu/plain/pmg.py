@@ -13,10 +13,8 @@ from hmg_gpu.common.checks import can_read
 from hmg_gpu.common.threads import map_groups
 
 # Pixels that one group of points may gather: small enough for a CPU's cache, large enough to fill a GPU.
-_GROUP_PIXELS = {"cpu": 1 << 17}
+_GROUP_PIXELS = {"cpu": 1 << 18}
 _GROUP_PIXELS_ACCELERATOR = 1 << 25
-_LEAST_PIXELS = 1 << 15  # below this PyTorch itself stays on one thread
-_GROUPS = 8  # at least, where there are enough pixels: several threads share them
 
 
 class Search(NamedTuple):
@@ -41,7 +39,7 @@ def point_to_box(images: Tensor, points: Tensor, extent: int, half_width: int, s
     if len(points) == 0:
         return points.new_zeros((0, 4))
     pixels = 4 * (extent + 1) * (2 * half_width + 1)
-    groups = points.split(max(1, _group_pixels(images, pixels * len(points)) // pixels))
+    groups = points.split(max(1, _group_pixels(images) // pixels))
     return torch.cat(map_groups(lambda rows: search(images, rows, extent, half_width, sizes).boxes, groups, images))
 
 
@@ -131,12 +129,12 @@ def _groups(images: Tensor, points: Tensor, boxes: Tensor, extent: int):
     elsewhere every window has the radius ``extent``.
     """
     if not can_read(boxes):
-        limit = _group_pixels(images, 0)
+        limit = _group_pixels(images)
         for group in torch.arange(len(points), device=points.device).split(max(1, limit // (2 * extent + 1) ** 2)):
             yield points[group], boxes[group], extent
         return
     distance = reach(points, boxes)
-    limit = _group_pixels(images, int(((2 * distance + 1) ** 2).sum()))
+    limit = _group_pixels(images)
     order = distance.argsort(descending=True)
     distance = distance[order].tolist()
     start = 0
@@ -256,7 +254,6 @@ def _wide(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _group_pixels(images: Tensor, total: int) -> int:
-    """Pixels of a group, of so many in all. How many threads there are does not count: groups decide last bits."""
-    most = _GROUP_PIXELS.get(images.device.type, _GROUP_PIXELS_ACCELERATOR)
-    return min(most, max(total // _GROUPS, _LEAST_PIXELS)) if images.device.type == "cpu" else most
+def _group_pixels(images: Tensor) -> int:
+    """Pixels of a group. How many threads there are does not count: groups decide last bits."""
+    return _GROUP_PIXELS.get(images.device.type, _GROUP_PIXELS_ACCELERATOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from cases import scene
 
 import hmg_gpu
-from hmg_gpu.common.threads import map_groups
+from hmg_gpu.common.threads import MANY, map_groups
+from hmg_gpu.plain import pmg as plain_pmg
 
 HERE = torch.zeros(1)
 
@@ -32,8 +34,8 @@ def test_groups_run_whole_on_one_thread_each_and_come_back_in_order() -> None:
             meeting.wait()  # three groups at a time
         return group, torch.get_num_threads(), threading.get_ident(), torch.is_grad_enabled()
 
-    found = map_groups(work, range(7), HERE)
-    assert [row[0] for row in found] == list(range(7)) and {row[1] for row in found} == {1}
+    found = map_groups(work, range(MANY), HERE)
+    assert [row[0] for row in found] == list(range(MANY)) and {row[1] for row in found} == {1}
     assert len({row[2] for row in found}) == 3 and not any(row[3] for row in found)
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -42,24 +44,31 @@ def test_groups_run_whole_on_one_thread_each_and_come_back_in_order() -> None:
     assert torch.get_num_threads() == 3 and later == [3]
 
 
-def test_one_thread_one_group_and_other_tensors_stay_where_they_are() -> None:
+def test_one_thread_few_groups_and_other_tensors_stay_where_they_are() -> None:
+    here = threading.get_ident()
     torch.set_num_threads(1)
-    assert set(map_groups(lambda _: threading.get_ident(), range(3), HERE)) == {threading.get_ident()}
+    assert set(map_groups(lambda _: threading.get_ident(), range(MANY), HERE)) == {here}
     torch.set_num_threads(2)
-    assert map_groups(lambda _: threading.get_ident(), range(1), HERE) == [threading.get_ident()]
+    few = map_groups(lambda _: (threading.get_ident(), torch.get_num_threads()), range(MANY - 1), HERE)
+    assert set(few) == {(here, 1)} and torch.get_num_threads() == 2
+    assert len(set(map_groups(lambda _: threading.get_ident(), range(9), HERE, many=2)) - {here}) > 0
     meta = torch.zeros(1, device="meta")
-    assert set(map_groups(lambda _: threading.get_ident(), range(3), meta)) == {threading.get_ident()}
+    assert set(map_groups(lambda _: threading.get_ident(), range(MANY), meta)) == {here}
 
 
-def test_an_error_comes_back_and_the_setting_too() -> None:
+@pytest.mark.parametrize("groups", [4, MANY])
+def test_an_error_comes_back_and_the_setting_too(groups: int) -> None:
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
-        map_groups(lambda group: 1 // group, range(4), HERE)
+        map_groups(lambda group: 1 // group, range(groups), HERE)
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("kind", ["bytes", "signed"])
-def test_masks_have_the_same_bits_with_any_number_of_threads(kind: str, rng: np.random.Generator) -> None:
+def test_masks_have_the_same_bits_with_any_number_of_threads(
+    kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_pmg, "map_groups", partial(map_groups, many=2))
     images = torch.from_numpy(np.stack([scene(rng, (90, 100), kind) for _ in range(3)]))
     points = torch.from_numpy(rng.integers(0, [3, 90, 100], (400, 3)))
     results = []

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.provenance import provenance
+from hmg_gpu.common.threads import map_groups
 from hmg_gpu.data.record import Record, data_digest, find_record, in_words
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
@@ -244,13 +245,17 @@ class Student:
         networks, radius = self.networks[self.nearest(extent)], self.settings.radius
         view_bits = torch.arange(8, device=images.device)[:, None] >> torch.arange(3, device=images.device) & 1
         for part in points.split(NETS):
-            values = torch.zeros(len(networks), len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-            for number, network in enumerate(networks):
+
+            def by_one(number: int, part: Tensor = part) -> Tensor:
                 views = _views(number, len(networks)) if self.settings.flips else (0,)
+                total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
                 for view in views:
                     turn = view_bits[view].expand(len(part), 3)
                     crops = normalise(gather(images, part, sizes, self.settings.crop, turn))
-                    values[number] += unturn(network(crops)[:, 0].sigmoid(), view, radius) / len(views)
+                    total += unturn(networks[number](crops)[:, 0].sigmoid(), view, radius) / len(views)
+                return total
+
+            values = torch.stack(map_groups(by_one, range(len(networks)), images, many=2))
             yield values
 
     def _placed(self, mean: Tensor, values: Tensor, extent: int) -> Tensor:
