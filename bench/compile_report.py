@@ -128,8 +128,9 @@ def compile_kernel(number: int, target: str) -> dict:
         attrs=aligned,
     )
     options = blocks.launch_options(warps, TARGETS[target][0])
-    if constants.get("CHUNK_W") == CHUNK["CHUNK_W"] and "maxnreg" in options:
-        options["maxnreg"] = stream.REGISTERS
+    if "CHUNK_W" in constants and "maxnreg" in options:
+        judged = constants.get("LOGITS") and constants.get("JUDGE")
+        options["maxnreg"] = stream.REGISTERS_JUDGED if judged else stream.REGISTERS
     options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel") and not constants.get("SOFT")
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}

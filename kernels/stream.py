@@ -27,7 +27,8 @@ from hmg_gpu.kernels.blocks import valid_size
 
 CHUNK = 16384  # pixels that a program looks at where they come as words, 64 a thread
 CHUNK_PIXELS = 4096  # where they come one by one; half of it at any width
-REGISTERS = 64  # a thread with words, on CUDA: four programs a multiprocessor, enough loads in flight
+REGISTERS = 64  # a thread, on CUDA: four programs a multiprocessor, enough loads in flight
+REGISTERS_JUDGED = 72  # where numbers are judged, which would spill: three programs
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 # Columns of the totals of each image.
 NON_FINITE, OUTSIDE, POSITIVE, FOREGROUND, TOTALS = range(5)
@@ -212,13 +213,16 @@ def stream_kernel(
         store_words(out, base, y, w, zero, height, width, PACKED)
 
 
-def chunk_options(width: int, packed: bool, *, by_pixel: bool, backend: str = "") -> dict[str, int | bool]:
+def chunk_options(
+    width: int, packed: bool, *, by_pixel: bool, judged: bool = False, backend: str = ""
+) -> dict[str, int | bool]:
     """Chunk, tile and compiler options of the kernels that go over whole planes.
 
     Chunks are as wide as the image, up to four tiles.
 
     Args:
         width: of the image. packed: from :func:`as_words`. by_pixel: some plane is read pixel by pixel.
+        judged: its values are judged.
 
     Example:
         >>> from hmg_gpu.kernels.stream import chunk_options
@@ -230,8 +234,8 @@ def chunk_options(width: int, packed: bool, *, by_pixel: bool, backend: str = ""
     most = max(1, pixels // (blocks.TILE_H * blocks.TILE_W))  # tiles
     wide = blocks.TILE_W * min(4, most, 1 << (blocks.ceil_div(width, blocks.TILE_W) - 1).bit_length())
     high = max(blocks.TILE_H, pixels // wide)
-    if "maxnreg" in options and not by_pixel:
-        options["maxnreg"] = REGISTERS
+    if "maxnreg" in options:
+        options["maxnreg"] = REGISTERS_JUDGED if judged else REGISTERS
     return {**options, "PACKED": packed, "CHUNK_H": high, "CHUNK_W": wide}
 
 

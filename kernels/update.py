@@ -166,7 +166,7 @@ def launch(
     points, offsets = points.contiguous(), offsets.contiguous()
 
     packed, (values, first_bits, words) = stream.as_words(prediction, start, out)
-    chunk = stream.chunk_options(width, packed, by_pixel=logits or not packed)
+    chunk = stream.chunk_options(width, packed, by_pixel=logits or not packed, judged=logits and judged is not None)
     chunks_n = stream.chunk_count(height, width, chunk)
     group = tiles.group_size(images, height, width)
     space = tiles.make_space(group, height, width, device)

@@ -84,8 +84,10 @@ def test_the_kept_bounds_hold_what_was_promised() -> None:
     assert set(costs) == {(row[2], row[0], target) for row in KERNELS for target in LIMITS}
     (constants, warps) = next((row[3], row[5]) for row in KERNELS if (row[0], row[2]) == ("bool", "stream_kernel"))
     kept = costs["stream_kernel", "bool", "sm_90"]
-    assert kept["registers"] <= 64
     assert kept["shortest"] * warps / units_of(constants) <= 0.15
+    for (kernel, variant, _), row in costs.items():
+        if kernel in ("stream_kernel", "pair_kernel", "restore_kernel"):
+            assert row["registers"] <= (72 if variant.startswith("logits, judged") else 64)
 
 
 def test_bytes_and_launches_are_counted(tmp_path: Path) -> None:
