@@ -11,6 +11,7 @@ import torch
 from hmg_gpu.data import ImageSet
 from hmg_gpu.masks import Learned, Maker, Pmg
 from hmg_gpu.masks.pmg import point_to_box
+from hmg_gpu.masks.student.neighbours import take_apart
 from hmg_gpu.plain.pmg import search
 
 REACH = 128  # pixels that a student may look at around a point
@@ -22,12 +23,16 @@ Runs = list[tuple[int, int, int]]
 
 @dataclass(frozen=True, eq=False)
 class PointMask:
-    """One point's mask as a patch: bool [h, w] whose top left pixel is (y, x), and P2B's box (y0, x0, y1, x1)."""
+    """One point's mask as a patch: bool [h, w] whose top left pixel is (y, x), and P2B's box (y0, x0, y1, x1).
+
+    ``window``: of a student's mask, the same around the point with its probabilities, bool and float32 [K, K].
+    """
 
     y: int
     x: int
     pixels: np.ndarray
     box: tuple[int, int, int, int]
+    window: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def runs(self) -> Runs:
         """(row, first column, last column + 1) of each run of pixels, in the image."""
@@ -45,6 +50,22 @@ def mask_runs(mask: np.ndarray, y: int = 0, x: int = 0) -> Runs:
     rows, starts = np.nonzero(edges == 1)
     ends = np.nonzero(edges == -1)[1]
     return list(zip((rows + y).tolist(), (starts + x).tolist(), (ends + x).tolist(), strict=True))
+
+
+def _trimmed(mask: np.ndarray, top: int, left: int, place: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """(y, x) and pixels of the smallest patch of a cut-out at (top, left); the point alone where there is nothing."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):  # a maker may find nothing
+        rows, columns = np.array([place[0] - top]), np.array([place[1] - left])
+    patch = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    return int(rows[0]) + top, int(columns[0]) + left, patch
+
+
+def _in_image(mask: np.ndarray, y: int, x: int, shape: tuple[int, ...]) -> tuple[int, int, np.ndarray]:
+    """As :func:`_trimmed`, of a window [K, K] around a point, of which the image's part counts."""
+    top, left = y - mask.shape[0] // 2, x - mask.shape[1] // 2
+    inside = mask[max(0, -top) : shape[0] - top, max(0, -left) : shape[1] - left]
+    return _trimmed(inside, max(0, top), max(0, left), (y, x))
 
 
 class PointMasks:
@@ -72,12 +93,26 @@ class PointMasks:
             extent: its own L_ep in pixels, or None.
         """
         data, (top, left) = self._cut_out(pixels, [(y, x)], extent)
-        mask = self._by(extent).masks(data)[0].numpy()
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        if not len(rows):  # a maker may find nothing
-            rows, columns = np.array([y - top]), np.array([x - left])
-        patch = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-        return PointMask(int(rows[0]) + top, int(columns[0]) + left, patch, self._box(data, top, left, extent))
+        maker, box = self._by(extent), self._box(data, top, left, extent)
+        if isinstance(maker, Pmg):
+            return PointMask(*_trimmed(maker.masks(data)[0].numpy(), top, left, (y, x)), box)
+        mask, probabilities, _ = (values[0] for values in maker.student.windows(data, maker.pmg))
+        return PointMask(*_in_image(mask.numpy(), y, x, pixels.shape), box, (mask, probabilities))
+
+    @staticmethod
+    def apart(masks: list[PointMask], places: list[tuple[int, int]], shape: tuple[int, int]) -> list[PointMask]:
+        """Masks of an image's points (y, x), those of a student taken apart where they touch."""
+        rows = [row for row, mask in enumerate(masks) if mask.window is not None]
+        if len(rows) < 2:
+            return masks
+        each, probabilities = (torch.stack(values) for values in zip(*(masks[row].window for row in rows), strict=True))
+        points = torch.tensor([(0, *places[row]) for row in rows])
+        result = list(masks)
+        for row, mask, before in zip(rows, take_apart(each, probabilities, points), each, strict=True):
+            if not torch.equal(mask, before):
+                y, x, patch = _in_image(mask.numpy(), *places[row], shape)
+                result[row] = replace(masks[row], y=y, x=x, pixels=patch)
+        return result
 
     def doubt(self, pixels: np.ndarray, y: int, x: int, extent: int | None) -> float:
         """How much the mask changes when the click moves by one pixel: 1 - IoU, the mean of four directions.

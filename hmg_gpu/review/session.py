@@ -89,6 +89,7 @@ class Session:
             revision, clicks = self.history.revision(name), self.history.points.get(name, ())
             undo, redo = self.history.steps[-1:], self.history.undone[-1:]
         masks = [self._mask(row, pixels, click) for click in clicks]
+        masks = self.masks.apart(masks, [(click.y, click.x) for click in clicks], pixels.shape)
         return {
             "row": row,
             "revision": revision,
@@ -247,9 +248,7 @@ class Session:
         if click.y >= pixels.shape[0] or click.x >= pixels.shape[1]:  # of a CSV of other images
             return PointMask(0, 0, np.zeros((0, 0), bool), (0, 0, 0, 0))
         place = click[1:]
-        return self._kept.get(
-            (row, *place), lambda: self.masks.make(pixels, *place), lambda mask: mask.pixels.size + 400
-        )
+        return self._kept.get((row, *place), lambda: self.masks.make(pixels, *place), _bytes_of)
 
     def _doubt(self, row: int) -> float | None:
         clicks = self.history.points.get(self.gallery.names[row], ())
@@ -282,6 +281,11 @@ class Session:
         """The CSV and the changes of one moment."""
         with self._lock:
             return self.as_csv(), list(self.history.changes())
+
+
+def _bytes_of(mask: PointMask) -> int:
+    """About what a mask takes in memory."""
+    return mask.pixels.size + 400 + sum(values.nbytes for values in mask.window or ())
 
 
 @contextmanager

@@ -50,12 +50,16 @@ def slowly(masks: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndar
     def different(one: int, other: int) -> bool:
         return max(abs(points[one, 1:] - points[other, 1:])) > 1
 
+    def rank(number: int) -> tuple[int, int]:
+        return tuple(points[number, 1:])
+
     owners = {
         place: [
             one
             for one in numbers
             if not any(
-                different(one, other) and (-value[place, other], other) < (-value[place, one], one) for other in numbers
+                different(one, other) and (-value[place, other], rank(other)) < (-value[place, one], rank(one))
+                for other in numbers
             )
         ]
         for place, numbers in claims.items()
@@ -65,7 +69,7 @@ def slowly(masks: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndar
     for (image, row, column), numbers in owners.items():
         near = [other for down, across in around for other in owners.get((image, row + down, column + across), [])]
         for number in numbers:
-            if not any(other < number and different(number, other) for other in near):
+            if not any(rank(other) < rank(number) and different(number, other) for other in near):
                 y, x = points[number, 1:]
                 result[number, row - y + half, column - x + half] = True
     return result
@@ -76,6 +80,8 @@ def test_equals_the_loop(seed: int) -> None:
     masks, values, points = scene(seed)
     found = take_apart(masks, values, points)
     assert np.array_equal(found.numpy(), slowly(masks.numpy(), values.numpy(), points.numpy()))
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(take_apart(masks[order], values[order], points[order]), found[order])
 
 
 def test_rows_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from command_tools import run
 from PIL import Image
 from refusal import refused
+from scipy import ndimage
 from tiny import write_folder
 
 from hmg_gpu import point_to_box, point_to_mask
@@ -24,6 +25,8 @@ from hmg_gpu.data import load_folder, read_image, read_mask, read_points, write_
 from hmg_gpu.data.store import load_store
 from hmg_gpu.masks import ByHand, Learned, Pmg, make_maker
 from hmg_gpu.masks.student import StudentSettings, train_student
+from hmg_gpu.masks.student.network import CropNet
+from hmg_gpu.masks.student.student import Student
 from hmg_gpu.review.gallery import FolderGallery, open_store
 from hmg_gpu.review.history import Click, History
 from hmg_gpu.review.point_masks import PointMasks, mask_runs
@@ -146,6 +149,35 @@ def test_learned_points_are_the_students_and_by_hand_pmgs(root: Path, tmp_path: 
             assert np.array_equal(found, wanted[image, :height, :width].numpy())
         assert session.explain(first, session.state(first)["points"][0]["id"])["by"] == "pmg"
     assert isinstance(maker, Learned)
+
+
+def test_learned_masks_of_neighbours_are_taken_apart_as_the_library_does(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_folder(root, "train")
+    student = Student({EXTENT: [CropNet()]}, StudentSettings(crop=24, members=1))
+    offset = torch.arange(-11, 12).float()
+    disc = (1 - torch.hypot(offset[:, None], offset) / 8).clamp(min=0)
+    monkeypatch.setattr(Student, "probabilities", lambda self, images, points, **_: disc.expand(len(points), -1, -1))
+    maker = Learned(pmg=Pmg(extent=EXTENT).fit(data), student=student)
+    name = data.names[0]
+    with opened(root, tmp_path / "p.csv", {name: [(12, 15, None)]}, maker) as session:
+        row = session.gallery.row_of[name]
+        alone = united(session.state(row))
+        change(session, row, "add", y=10, x=10, extent=None)
+        change(session, row, "add", y=1, x=9, extent=None)  # its window reaches beyond the image
+        shown = session.state(row)
+        data.points = torch.tensor([[0, point["y"], point["x"]] for point in sorted(shown["points"], key=place)])
+        height, width = data.sizes[0].tolist()
+        assert np.array_equal(united(shown), maker.masks(data)[0, :height, :width].numpy())
+        assert ndimage.label(united(shown), np.ones((3, 3)))[1] == 3
+        for number in (1, 2):
+            change(session, row, "remove", id=shown["points"][number]["id"])
+        assert np.array_equal(united(session.state(row)), alone)
+
+
+def place(point: dict) -> tuple[int, int]:
+    return point["y"], point["x"]
 
 
 # ---- changes

@@ -19,7 +19,8 @@ def take_apart(masks: Tensor, probabilities: Tensor, points: Tensor) -> Tensor:
     """Masks of one point each of which no two touch any more, also not at a corner: bool [P, K, K].
 
     A pixel of several masks stays with the one whose network is surest of it. Of two masks that touch then, the one of
-    the later point gives up the pixels at the border. Masks that stand alone stay as they are.
+    the lower point (or of the right one of two in a row) gives up the pixels at the border. Masks that stand alone stay
+    as they are. The points' order does not matter.
 
     Args:
         masks: bool [P, K, K], each with its point at the centre, K odd.
@@ -46,27 +47,38 @@ def take_apart(masks: Tensor, probabilities: Tensor, points: Tensor) -> Tensor:
         return masks
     own = masks.clone()
     for rows in torch.arange(count, device=points.device).split(ROWS):
-        near, move, real = _neighbours(points, rows)
+        near, move, real = _neighbours(points, rows, masks.shape[1])
         theirs = _seen_from(masks, near, move) & real
         surer, own_values = _seen_from(probabilities, near, move), probabilities[rows, None]
-        first = (near < rows[:, None])[:, :, None, None]
-        own[rows] &= ~(theirs & ((surer > own_values) | ((surer == own_values) & first))).any(1)
+        own[rows] &= ~(theirs & ((surer > own_values) | ((surer == own_values) & _above(move)))).any(1)
     result = own.clone()
     for rows in torch.arange(count, device=points.device).split(ROWS):
-        near, move, real = _neighbours(points, rows)
-        theirs = _seen_from(own, near, move) & real & (near < rows[:, None])[:, :, None, None]
+        near, move, real = _neighbours(points, rows, masks.shape[1])
+        theirs = _seen_from(own, near, move) & real & _above(move)
         result[rows] &= F.max_pool2d(theirs.any(1).float()[:, None], 3, 1, 1)[:, 0] == 0
     return result
 
 
-def _neighbours(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some points the nearest others: rows [p, M], way to them [p, M, 2], whether they count [p, M, 1, 1]."""
+def _neighbours(points: Tensor, rows: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some points the nearest others: rows [p, M], way to them [p, M, 2], whether they count [p, M, 1, 1].
+
+    They count where their masks, ``side`` pixels wide, may touch the point's.
+    """
     image, place = points[:, 0], points[:, 1:]
-    away = (place - place[rows, None]).abs().amax(2)  # [p, P]
-    far = torch.iinfo(away.dtype).max
-    away = torch.where((image == image[rows, None]) & (away > SAME), away, far)
-    distance, near = away.topk(min(NEAREST, len(points)), largest=False)
-    return near, place[near] - place[rows, None], (distance < far)[:, :, None, None]
+    way = place - place[rows, None]  # [p, P, 2]
+    most = way.abs().amax(2)
+    counts = (image == image[rows, None]) & (most > SAME) & (most <= side)
+    step = 2 * side + 1
+    order = (way.square().sum(2) * step + way[:, :, 0]) * step + way[:, :, 1]  # no two places have the same
+    order = torch.where(counts, order, torch.iinfo(order.dtype).max)
+    near = order.topk(min(NEAREST, len(points)), largest=False).indices
+    return near, place[near] - place[rows, None], counts.gather(1, near)[:, :, None, None]
+
+
+def _above(move: Tensor) -> Tensor:
+    """Which neighbours [p, M, 1, 1] lie above the point, or left of it in its row."""
+    down, right = move.unbind(2)
+    return ((down < 0) | ((down == 0) & (right < 0)))[:, :, None, None]
 
 
 def _seen_from(values: Tensor, near: Tensor, move: Tensor) -> Tensor:

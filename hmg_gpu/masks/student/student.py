@@ -282,17 +282,20 @@ class Student:
         """
         masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
         for part, rows in _in_groups(data):
-            each, probabilities, _ = self._each(part, pmg)
+            each, probabilities, _ = self.windows(part, pmg)
             each = take_apart(each, probabilities, part.points)[rows]
             masks |= paste(each, part.points[rows], data.images.shape, data.sizes)
         return masks
 
     def each(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """As :meth:`masks`, each point's by itself around the point, not taken apart: bool [P, 2 R + 1, 2 R + 1]."""
-        return self._each(data, pmg)[0]
+        return self.windows(data, pmg)[0]
 
-    def _each(self, data: ImageSet, pmg: Pmg) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks, their probabilities and thresholds [P, 1, 1]; where PMG's mask stays probabilities are 0 and 1."""
+    def windows(self, data: ImageSet, pmg: Pmg) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`each`, with the probabilities, float32 [P, 2 R + 1, 2 R + 1], and their thresholds [P, 1, 1].
+
+        Where PMG's mask stays probabilities are 0 and 1.
+        """
         fallback = masks_around(data, self.settings.radius, pmg)
         probabilities = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
         pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
@@ -335,7 +338,7 @@ class Student:
         shape = data.images.shape
         soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
         for part, rows in _in_groups(data):
-            each, probabilities, level = self._each(part, pmg)
+            each, probabilities, level = self.windows(part, pmg)
             own, stretched = take_apart(each, probabilities, part.points), stretch(probabilities, level)
             values = torch.where(own | (stretched < 0.5), stretched, 0)[rows]  # other targets' pixels are theirs
             position, inside = window_positions(part.points[rows], values.shape[1], shape, data.sizes)
