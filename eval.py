@@ -78,7 +78,8 @@ def detector(options: argparse.Namespace, console: Console) -> None:
 def sweep(options: argparse.Namespace, console: Console) -> None:
     """IoU, Pd, Fa and IoU by target size over one setting: CSV, JSON, and a plot with the paper's points."""
     name = options.setting.replace("-", "_")
-    (maker,), rule = make_makers(options), make_correction(options)
+    (maker,) = make_makers(options)
+    rule = make_correction(options, maker)
     by_rule = name in rule.settings()
     if not options.values and name not in evaluation.SWEEPS:
         raise InputError(f"no values are known for {name}; give --values")
@@ -177,10 +178,11 @@ def predict(options: argparse.Namespace, console: Console) -> None:
         raise InputError(f"{folder / 'masks'}: holds the images themselves; choose another --out")
     hold(options.held, folder, console)
     makers = fit_makers(options, console, source, folder) if options.points else [None]
+    rule = make_correction(options, makers[-1])
     started, pixels = time.perf_counter(), 0
     with bar(console, "predicting", len(source.names)) as advance:
         sets = (batch.to(options.device) for batch in source.batches(network and network.normalisation))
-        for data, predicted in predict_masks(sets, network, makers[-1], make_correction(options)):
+        for data, predicted in predict_masks(sets, network, makers[-1], rule):
             for name, (height, width), mask in zip(data.names, data.sizes.tolist(), predicted.cpu(), strict=True):
                 write_mask(folder / "masks" / f"{name}.png", mask[:height, :width])
             pixels += int(data.sizes.prod(1).sum())
@@ -188,7 +190,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     seconds = time.perf_counter() - started
     speed = {"images_per_second": len(source.names) / seconds, "megapixels_per_second": pixels / seconds / 1e6}
     about = {"dataset": source.dataset, "images": len(source.names)}
-    about |= settings_of(options, network, [maker for maker in makers if maker], make_correction(options))
+    about |= settings_of(options, network, [maker for maker in makers if maker], rule)
     write_json(folder / "predict.json", about | speed)
     say(console, f"{len(source.names)} masks in {folder / 'masks'}")
     rates = f"{speed['images_per_second']:.1f} images/s, {speed['megapixels_per_second']:.1f} Mpixel/s"

@@ -73,7 +73,7 @@ def _make_masks(options: argparse.Namespace, console: Console, team: Team, sourc
     maker = _fit(options, console, team, source)
     say(console, f"masks: {maker}")
     network = make_network(options, lambda: team.first(source.normalisation), device)
-    rule = make_correction(options)
+    rule = make_correction(options, maker)
     kind = "hybrid" if network else "initial"
     settings: dict[str, Any] = {"masks": maker.about()}
     if network:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hmg_gpu.common.options import add_options
-from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
+from hmg_gpu.masks import AUTO, MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
 from hmg_gpu.models import MODEL_HELP
 from hmg_gpu.models.network import Network, load_network
 from hmg_gpu.models.predict import PADDINGS
@@ -31,7 +31,8 @@ def add_mask_options(
     parser.add_argument("--masks", default=["pmg"] if several else "pmg", metavar="MAKER", help=text, **more)
     add_options(parser, Pmg, "extent", "half_width", "alpha", defaults={"extent": extent})
     if rule:
-        parser.add_argument("--rule", choices=RULES, default="union", help=f"{RULES_HELP} (default: %(default)s)")
+        text = f"{RULES_HELP} (default: %(default)s)"
+        parser.add_argument("--rule", choices=(AUTO, *RULES), default=AUTO, help=text)
         add_options(parser, Union, "radius")
 
 
@@ -64,9 +65,9 @@ def make_makers(options: argparse.Namespace, seed: int | None = None) -> list[Ma
     return [make_maker(name, pmg=pmg, seed=options.seed if seed is None else seed) for name in names]
 
 
-def make_correction(options: argparse.Namespace) -> Rule:
-    """The rule that --rule names."""
-    return make_rule(options.rule, radius=options.radius)
+def make_correction(options: argparse.Namespace, maker: Maker | None) -> Rule:
+    """The rule that --rule names, of the masks of a maker."""
+    return make_rule(options.rule, radius=options.radius, maker=maker)
 
 
 def make_network(

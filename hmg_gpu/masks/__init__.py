@@ -53,12 +53,14 @@ MASKS_HELP = (
     "pixel each; mclc, p2b-mclc: clustering; pal: closed edges; lelcm: LELCM's first labels; com: COM's level set; "
     "sam:PATH: SAM's weights in a folder"
 )
+AUTO = "auto"  # the rule that suits the maker
 RULES_HELP = (
     "how predictions correct the masks: union (the paper); soft: by probabilities; lesps, pal, lelcm: labels that "
-    "evolve, which wants many updates"
+    "evolve, which wants many updates; auto: soft over learned masks, else union"
 )
 
 __all__ = [
+    "AUTO",
     "MAKERS",
     "MASKS_HELP",
     "RULES",
@@ -115,8 +117,12 @@ def make_maker(text: str | Maker, **given: Any) -> Maker:
     return MAKERS[name].from_text(argument, **given)
 
 
-def make_rule(text: str | Rule, *, radius: int = 30) -> Rule:
+def make_rule(text: str | Rule, *, radius: int = 30, maker: Maker | None = None) -> Rule:
     """A rule from its name, as ``--rule`` takes it; a rule comes back as it is.
+
+    Args:
+        radius: r of FAF in pixels.
+        maker: of the masks that it corrects; "auto" is the rule that suits them.
 
     Raises:
         InputError: no such rule, or a setting out of its range.
@@ -124,9 +130,13 @@ def make_rule(text: str | Rule, *, radius: int = 30) -> Rule:
     Example:
         >>> make_rule("union", radius=20)
         Union(radius=20)
+        >>> make_rule("auto", maker=make_maker("learned")).name
+        'soft'
     """
     if isinstance(text, Rule):
         return text
+    if text == AUTO:
+        text = Maker.rule if maker is None else maker.rule
     if text not in RULES:
-        raise InputError(f"rule {text!r}: expected one of {', '.join(RULES)}")
+        raise InputError(f"rule {text!r}: expected one of {', '.join((AUTO, *RULES))}")
     return RULES[text](radius=radius)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.options import check_settings, like, setting
-from hmg_gpu.masks import MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
+from hmg_gpu.masks import AUTO, MASKS_HELP, RULES, RULES_HELP, Maker, Pmg, Rule, Union, make_maker, make_rule
 from hmg_gpu.models import MODEL_HELP, check_model
 from hmg_gpu.training.step import WAYS
 
@@ -36,7 +36,7 @@ class Settings:
     extent: int | str | None = like(Pmg, "extent")
     half_width: int = like(Pmg, "half_width")
     alpha: float = like(Pmg, "alpha")
-    rule: str = setting("union", RULES_HELP, choices=tuple(RULES))
+    rule: str = setting(AUTO, RULES_HELP, choices=(AUTO, *RULES))
     radius: int = like(Union, "radius")
     model: str = setting("acm", MODEL_HELP)
     output_bias: float = setting(
@@ -112,7 +112,8 @@ class Settings:
             raise InputError(
                 f"update_every = {self.update_every}: full supervision has no masks to correct; leave it at 0"
             )
-        self.maker()
+        if self.rule == AUTO:
+            self.rule = self.maker().rule
         if RULES[self.rule].evolves and self.supervision == "points" and not self.update_every:
             raise InputError(
                 f"rule = {self.rule}: its labels evolve over many updates, and one changes next to nothing; give "

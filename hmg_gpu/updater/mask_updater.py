@@ -25,7 +25,7 @@ from hmg_gpu.data.folder import load_folder
 from hmg_gpu.data.record import Record, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.data.store import load_store
-from hmg_gpu.masks import Evidence, Maker, Rule, State, Union, make_maker, make_rule, to_masks
+from hmg_gpu.masks import AUTO, Evidence, Maker, Rule, State, Union, make_maker, make_rule, to_masks
 from hmg_gpu.models.foreign import Head, Output, level_of, require_module, single, undisturbed, without_ddp
 from hmg_gpu.models.predict import predict_logits, share
 from hmg_gpu.updater.export import list_masks, write_masks
@@ -52,7 +52,7 @@ class MaskUpdater:
         rule: what corrects them: a name or a rule of :data:`hmg_gpu.masks.RULES`: "union" (the paper's MDR), "soft"
             (the maker's probabilities are kept beside the masks, 4 bytes a pixel; a bool prediction counts as 0 and
             1), or ``Union(radius=20)``. Rules of label evolution ("lesps", "pal", "lelcm") go on from what the update
-            before left, so they want many updates.
+            before left, so they want many updates. "auto": "soft" over learned masks, else "union".
         guard: a share of the image; a prediction with more foreground is not applied, the image's mask stays as it is,
             and a warning says so. The default is ten times what targets cover at most in NUAA-SIRST and NUDT-SIRST.
             None (the paper): no limit, so an all-foreground prediction can turn a whole image into foreground.
@@ -82,11 +82,12 @@ class MaskUpdater:
         self,
         data: ImageSet,
         masks: str | Maker = "pmg",
-        rule: str | Rule = "union",
+        rule: str | Rule = AUTO,
         *,
         guard: float | None = GUARD,
     ):
-        maker, self.rule = make_maker(masks), make_rule(rule)
+        maker = make_maker(masks)
+        self.rule = make_rule(rule, maker=maker)
         if maker.needs_points and len(data.points) == 0:
             raise InputError(f"{data.dataset} {data.split}: no point label in the whole set; check the points")
         if guard is not None and not 0 < guard <= 1:

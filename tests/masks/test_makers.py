@@ -20,6 +20,7 @@ from hmg_gpu.data import ImageSet, write_mask
 from hmg_gpu.masks import (
     MAKERS,
     RULES,
+    ByHand,
     Folder,
     Learned,
     Lelcm,
@@ -123,7 +124,7 @@ def test_what_only_the_data_shows_is_refused_when_it_is_fitted(tmp_path: Path) -
 
 def test_bad_rules_are_refused_on_one_line() -> None:
     for text in ("hard", "", "Union", "soft:weight=0.5", "un\nion"):
-        refused(lambda text=text: make_rule(text), f"rule {text!r}", "one of union, soft")
+        refused(lambda text=text: make_rule(text), f"rule {text!r}", "one of auto, union, soft")
     for rule in RULES:
         refused(lambda rule=rule: make_rule(rule, radius=-1), "radius = -1", "at least 0")
         refused(lambda rule=rule: make_rule(rule, radius=2.5), "radius = 2.5", "int")
@@ -147,6 +148,10 @@ def test_text_and_what_it_becomes() -> None:
         made = make_maker(text)
         assert made == maker and type(made) is type(maker) and made.name == text.partition(":")[0], text
         assert made == MAKERS[made.name].from_text(text.partition(":")[2])
+    assert make_rule("auto") == Union(30) and make_rule("auto", radius=5, maker=make_maker("learned")) == Soft(radius=5)
+    by_hand = ByHand(make_maker("learned"), Pmg(), {})
+    assert make_rule("auto", maker=by_hand) == Soft() and make_rule("auto", maker=Pmg()) == Union()
+    assert make_rule("union", maker=by_hand) == Union()
     assert make_rule("union") == Union(30) and make_rule("soft", radius=5) == Soft(radius=5, weight=0.7)
     for one in (Pmg(3), Learned(), Folder("a"), Squares()):
         assert make_maker(one) is one

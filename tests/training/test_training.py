@@ -600,6 +600,12 @@ def test_settings_survive_json() -> None:
     assert again == settings and again.epochs == (3, 4) and type(again.learning_rate) is float
 
 
+def test_rule_follows_the_masks_where_nobody_names_one() -> None:
+    assert Settings().rule == "union" and Settings(masks="learned").rule == "soft"
+    assert Settings(masks="learned", rule="union").rule == "union" and Settings(rule="soft").rule == "soft"
+    assert isinstance(Settings(masks="learned:student.safetensors", radius=7).correction(), Soft)
+
+
 def test_settings_refuse_unknown_and_missing_names() -> None:
     values = asdict(BASE)
     refused(lambda: Settings.from_dict(values | {"momentum": 0.9}), "momentum", "another version")
@@ -619,7 +625,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("masks", "gmp", f"masks 'gmp': expected one of {', '.join(MAKERS)}"),
         ("masks", "folder", "folder: expected folder:PATH"),
         ("masks", "pmg:width=3", "masks 'pmg:width=3': expected NAME=VALUE of extent"),
-        ("rule", "mean", f"rule = 'mean': expected one of {', '.join(RULES)}"),
+        ("rule", "mean", f"rule = 'mean': expected one of {', '.join(('auto', *RULES))}"),
         ("positive", 1.5, "positive = 1.5: expected a number from 0 to 1"),
         ("positive", -0.1, "positive = -0.1: expected a number from 0 to 1"),
         ("margin", -1, "margin = -1: expected at least 0"),

@@ -47,6 +47,10 @@ class ByHand(Maker):
     extents: Extents = field(hash=False, repr=False)
 
     @property
+    def rule(self) -> str:
+        return self.base.rule
+
+    @property
     def label(self) -> str:
         return f"{self.base.label}, some by hand"
 
