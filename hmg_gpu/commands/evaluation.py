@@ -83,7 +83,9 @@ def open_inputs(options: argparse.Namespace, console: Console, *, makers: bool =
     folder = options.out or Path("runs") / f"{options.name}-{data.dataset}-{data.split}"
     hold(options.held, folder, console)
     fitted = fit_makers(options, console, data, folder) if makers else []
-    return Inputs(options, data, fitted, make_correction(options, fitted[-1] if fitted else None), network, folder)
+    return Inputs(
+        options, data, fitted, make_correction(options, (fitted or make_makers(options))[-1]), network, folder
+    )
 
 
 def fit_makers(options: argparse.Namespace, console: Console, data: Sampled, folder: Path) -> list[Maker]:

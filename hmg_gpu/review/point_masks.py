@@ -25,14 +25,14 @@ Runs = list[tuple[int, int, int]]
 class PointMask:
     """One point's mask as a patch: bool [h, w] whose top left pixel is (y, x), and P2B's box (y0, x0, y1, x1).
 
-    ``window``: of a student's mask, the same around the point with its probabilities, bool and float32 [K, K].
+    ``window``: of a student's mask, the same around the point, bool [K, K].
     """
 
     y: int
     x: int
     pixels: np.ndarray
     box: tuple[int, int, int, int]
-    window: tuple[torch.Tensor, torch.Tensor] | None = None
+    window: torch.Tensor | None = None
 
     def runs(self) -> Runs:
         """(row, first column, last column + 1) of each run of pixels, in the image."""
@@ -96,8 +96,8 @@ class PointMasks:
         maker, box = self._by(extent), self._box(data, top, left, extent)
         if isinstance(maker, Pmg):
             return PointMask(*_trimmed(maker.masks(data)[0].numpy(), top, left, (y, x)), box)
-        mask, probabilities, _ = (values[0] for values in maker.student.windows(data, maker.pmg))
-        return PointMask(*_in_image(mask.numpy(), y, x, pixels.shape), box, (mask, probabilities))
+        mask = maker.student.each(data, maker.pmg)[0]
+        return PointMask(*_in_image(mask.numpy(), y, x, pixels.shape), box, mask)
 
     @staticmethod
     def apart(masks: list[PointMask], places: list[tuple[int, int]], shape: tuple[int, int]) -> list[PointMask]:
@@ -105,10 +105,10 @@ class PointMasks:
         rows = [row for row, mask in enumerate(masks) if mask.window is not None]
         if len(rows) < 2:
             return masks
-        each, probabilities = (torch.stack(values) for values in zip(*(masks[row].window for row in rows), strict=True))
+        each = torch.stack([masks[row].window for row in rows])
         points = torch.tensor([(0, *places[row]) for row in rows])
         result = list(masks)
-        for row, mask, before in zip(rows, take_apart(each, probabilities, points), each, strict=True):
+        for row, mask, before in zip(rows, take_apart(each, points), each, strict=True):
             if not torch.equal(mask, before):
                 y, x, patch = _in_image(mask.numpy(), *places[row], shape)
                 result[row] = replace(masks[row], y=y, x=x, pixels=patch)

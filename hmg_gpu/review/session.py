@@ -285,7 +285,7 @@ class Session:
 
 def _bytes_of(mask: PointMask) -> int:
     """About what a mask takes in memory."""
-    return mask.pixels.size + 400 + sum(values.nbytes for values in mask.window or ())
+    return mask.pixels.size + 400 + (0 if mask.window is None else mask.window.nbytes)
 
 
 @contextmanager

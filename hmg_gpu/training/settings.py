@@ -112,8 +112,9 @@ class Settings:
             raise InputError(
                 f"update_every = {self.update_every}: full supervision has no masks to correct; leave it at 0"
             )
+        maker = self.maker()
         if self.rule == AUTO:
-            self.rule = self.maker().rule
+            self.rule = maker.rule
         if RULES[self.rule].evolves and self.supervision == "points" and not self.update_every:
             raise InputError(
                 f"rule = {self.rule}: its labels evolve over many updates, and one changes next to nothing; give "

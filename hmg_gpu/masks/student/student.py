@@ -62,6 +62,7 @@ GROUP = 4096  # points whose masks are held at a time
 ASIDE = 64  # points on either side of them that may lie in the same image
 NETS = 256  # crops at a time through a network that does not train
 EXTENTS = 64  # that one student may have learned from
+APART = "neighbours apart, 1"  # how masks come about beside the settings; another text where that changes
 NEAR = 2  # pixels around a mask whose probabilities tell how sure it is
 VIEWS = (0, 7, 1, 6, 2, 5, 3, 4)  # of a crop, each pair from opposite sides; the networks share them
 
@@ -150,7 +151,7 @@ class Student:
 
     def digest(self) -> str:
         """SHA-256 of all that decides its masks: weights, settings, threshold and placements."""
-        placed = [*self.placements.values(), BETWEEN]
+        placed = [*self.placements.values(), BETWEEN, APART]
         text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, placed])
         checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
@@ -249,10 +250,11 @@ class Student:
             def by_one(number: int, part: Tensor = part) -> Tensor:
                 views = _views(number, len(networks)) if self.settings.flips else (0,)
                 total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-                for view in views:
-                    turn = view_bits[view].expand(len(part), 3)
-                    crops = normalise(gather(images, part, sizes, self.settings.crop, turn))
-                    total += unturn(networks[number](crops)[:, 0].sigmoid(), view, radius) / len(views)
+                with torch.autocast(images.device.type, enabled=False):  # threads do not share a caller's
+                    for view in views:
+                        turn = view_bits[view].expand(len(part), 3)
+                        crops = normalise(gather(images, part, sizes, self.settings.crop, turn))
+                        total += unturn(networks[number](crops)[:, 0].sigmoid(), view, radius) / len(views)
                 return total
 
             values = torch.stack(map_groups(by_one, range(len(networks)), images, many=2))
@@ -282,8 +284,7 @@ class Student:
         """
         masks = torch.zeros(data.images.shape, dtype=torch.bool, device=data.images.device)
         for part, rows in _in_groups(data):
-            each, probabilities, _ = self.windows(part, pmg)
-            each = take_apart(each, probabilities, part.points)[rows]
+            each = take_apart(self.each(part, pmg), part.points)[rows]
             masks |= paste(each, part.points[rows], data.images.shape, data.sizes)
         return masks
 
@@ -339,7 +340,7 @@ class Student:
         soft = torch.zeros(math.prod(shape) + 1, device=data.images.device)  # the last slot takes what is outside
         for part, rows in _in_groups(data):
             each, probabilities, level = self.windows(part, pmg)
-            own, stretched = take_apart(each, probabilities, part.points), stretch(probabilities, level)
+            own, stretched = take_apart(each, part.points), stretch(probabilities, level)
             values = torch.where(own | (stretched < 0.5), stretched, 0)[rows]  # other targets' pixels are theirs
             position, inside = window_positions(part.points[rows], values.shape[1], shape, data.sizes)
             position = torch.where(inside, position, len(soft) - 1)
@@ -349,9 +350,12 @@ class Student:
 
 def _in_groups(data: ImageSet) -> Iterator[tuple[ImageSet, slice]]:
     """Some points at a time with some before and after them, as they may be neighbours, and which of them count."""
-    for start in range(0, len(data.points), GROUP):
+    image, y, x = data.points.unbind(1)
+    _, height, width = data.images.shape
+    points = data.points[((image * height + y) * width + x).argsort()]
+    for start in range(0, len(points), GROUP):
         first = max(start - ASIDE, 0)
-        part = replace(data, points=data.points[first : start + GROUP + ASIDE])
+        part = replace(data, points=points[first : start + GROUP + ASIDE])
         yield part, slice(start - first, start - first + GROUP)
 
 
