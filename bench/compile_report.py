@@ -80,6 +80,8 @@ KERNELS = (
     ("bf16 logits", "stream", "stream_kernel", LOGITS, WORDS | {"prediction": "*bf16"}, 8),
     ("logits, judged", "stream", "stream_kernel", LOGITS | JUDGED, WORDS | FLOATS, 8),
     ("logits, judged, any width", "stream", "stream_kernel", LOGITS | JUDGED | BYTES, FLOATS, 8),
+    ("bf16 logits, judged", "stream", "stream_kernel", LOGITS | JUDGED, WORDS | {"prediction": "*bf16"}, 8),
+    ("fp16 logits, judged, any width", "stream", "stream_kernel", LOGITS | JUDGED | BYTES, {"prediction": "*fp16"}, 8),
     ("soft", "stream", "stream_kernel", LOGITS | SOFT, WORDS | FLOATS | {"initial": "*fp32"}, 8),
     ("soft, any width", "stream", "stream_kernel", LOGITS | SOFT | BYTES, FLOATS | {"initial": "*fp32"}, 8),
     ("", "counts", "pair_kernel", {"HAS_SIZES": True, **CHUNK}, WORDS, 8),
@@ -129,8 +131,8 @@ def compile_kernel(number: int, target: str) -> dict:
     )
     options = blocks.launch_options(warps, TARGETS[target][0])
     if "CHUNK_W" in constants and "maxnreg" in options:
-        judged = constants.get("LOGITS") and constants.get("JUDGE")
-        options["maxnreg"] = stream.REGISTERS_JUDGED if judged else stream.REGISTERS
+        judged = constants.get("LOGITS", False) and constants.get("JUDGE", False)
+        options["maxnreg"] = stream.registers(constants["PACKED"], judged)
     options["enable_fp_fusion"] = name not in ("pmg_kernel", "match_kernel") and not constants.get("SOFT")
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     row = {"kernel": name, "variant": variant, "target": target, "shared": compiled.metadata.shared}

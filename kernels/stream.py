@@ -28,7 +28,7 @@ from hmg_gpu.kernels.blocks import valid_size
 CHUNK = 16384  # pixels that a program looks at where they come as words, 64 a thread
 CHUNK_PIXELS = 4096  # where they come one by one; half of it at any width
 REGISTERS = 64  # a thread, on CUDA: four programs a multiprocessor, enough loads in flight
-REGISTERS_JUDGED = 72  # where numbers are judged, which would spill: three programs
+REGISTERS_JUDGED, REGISTERS_JUDGED_ANY = 72, 80  # where numbers are judged, which would spill: three programs
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 # Columns of the totals of each image.
 NON_FINITE, OUTSIDE, POSITIVE, FOREGROUND, TOTALS = range(5)
@@ -235,8 +235,19 @@ def chunk_options(
     wide = blocks.TILE_W * min(4, most, 1 << (blocks.ceil_div(width, blocks.TILE_W) - 1).bit_length())
     high = max(blocks.TILE_H, pixels // wide)
     if "maxnreg" in options:
-        options["maxnreg"] = REGISTERS_JUDGED if judged else REGISTERS
+        options["maxnreg"] = registers(packed, judged)
     return {**options, "PACKED": packed, "CHUNK_H": high, "CHUNK_W": wide}
+
+
+def registers(packed: bool, judged: bool) -> int:
+    """Registers that a thread may take, on CUDA.
+
+    Example:
+        >>> from hmg_gpu.kernels.stream import registers
+        >>> registers(packed=True, judged=False), registers(packed=False, judged=True)
+        (64, 80)
+    """
+    return (REGISTERS_JUDGED if packed else REGISTERS_JUDGED_ANY) if judged else REGISTERS
 
 
 def as_words(*planes: Tensor) -> tuple[bool, list[Tensor]]:

@@ -87,7 +87,8 @@ def test_the_kept_bounds_hold_what_was_promised() -> None:
     assert kept["shortest"] * warps / units_of(constants) <= 0.15
     for (kernel, variant, _), row in costs.items():
         if kernel in ("stream_kernel", "pair_kernel", "restore_kernel"):
-            assert row["registers"] <= (72 if variant.startswith("logits, judged") else 64)
+            judged = "logits, judged" in variant
+            assert row["registers"] <= (80 if judged and "any width" in variant else 72 if judged else 64)
 
 
 def test_bytes_and_launches_are_counted(tmp_path: Path) -> None:
