@@ -116,8 +116,7 @@ class _Chunk(NamedTuple):
 
 
 def _predicted(network: Network, data: ImageSet, maker: Maker | None, rule: Rule) -> Iterator[_Chunk]:
-    initial = None if maker is None else maker.masks(data)
-    soft = maker.probabilities(data) if maker is not None and rule.soft else None
+    initial, soft = (None, None) if maker is None else maker.masks_and(data, soft=rule.soft)
     for rows, logits in predict_logits(network.model, data, **network.inference):
         part = data.subset(rows)
         _, height, width = part.images.shape

@@ -296,6 +296,5 @@ def evidence_of(
     """All that a rule may look at, for a whole set."""
     probability = network.predict_probabilities(data, progress) if rule.by_probability else None
     prediction = network.predict(data, progress) if probability is None else probability > network.threshold
-    initial = maker.masks(data)
-    soft = maker.probabilities(data) if rule.soft else None
+    initial, soft = maker.masks_and(data, soft=rule.soft)
     return Evidence(prediction, data.points, data.sizes, initial, initial, probability, soft, network.threshold)

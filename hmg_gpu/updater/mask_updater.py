@@ -95,8 +95,7 @@ class MaskUpdater:
         self.data, self.guard, self.data_changed = data, guard, []
         with torch.inference_mode(False):
             self.maker = maker.fit(data)
-            self.initial = self.maker.masks(data)
-            self._soft = self.maker.probabilities(data) if self.rule.soft else None
+            self.initial, self._soft = self.maker.masks_and(data, soft=self.rule.soft)
             everyone = torch.ones(len(data), dtype=torch.bool, device=self.device)
             self.settled = self.maker.settled(data) if self.rule.pools else everyone
             self.restart()

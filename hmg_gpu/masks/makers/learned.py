@@ -79,6 +79,12 @@ class Learned(Maker):
         parts = (student.soft_masks(part, pmg) for pmg, part in self.pmg.split(data))
         return functools.reduce(torch.maximum, parts)
 
+    def masks_and(self, data: ImageSet, *, soft: bool) -> tuple[Tensor, Tensor | None]:
+        if not soft:
+            return self.masks(data), None
+        probabilities = self.probabilities(data)  # the masks are where these pass a half
+        return probabilities >= 0.5, probabilities
+
     def confidence(self, data: ImageSet) -> tuple[Tensor, Tensor]:
         student = self._ready(data)
         parts = self.pmg.split(data)

@@ -67,6 +67,10 @@ class Maker(Configured, ABC):
         """What lies behind the masks: float32 [N, H, W], at least 0.5 where they are True; here 0 and 1."""
         return self.masks(data).float()
 
+    def masks_and(self, data: ImageSet, *, soft: bool) -> tuple[Tensor, Tensor | None]:
+        """:meth:`masks`, and with ``soft`` :meth:`probabilities`, else None; in one go where that saves work."""
+        return self.masks(data), self.probabilities(data) if soft else None
+
     def confidence(self, data: ImageSet) -> tuple[Tensor, Tensor] | None:
         """How sure each mask is, told without ground truth: points int64 [P, 3] in any order and float32 [P] in [0, 1].
 
