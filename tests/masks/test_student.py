@@ -374,6 +374,19 @@ def test_soft_masks_lie_behind_the_masks() -> None:
     assert torch.equal(updater._soft, soft) and torch.equal(updater.initial, soft >= 0.5)
 
 
+def test_masks_do_not_depend_on_a_callers_autocast() -> None:
+    data = tiny_set()
+    learned = train_student(data, Pmg(8), settings=replace(QUICK, members=2))
+    plain, threads = learned.soft_masks(data, Pmg(8)), torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(learned.soft_masks(data, Pmg(8)), plain)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_rounds_members_and_several_sets() -> None:
     settings = replace(QUICK, rounds=2, members=2)
     seen = []

@@ -27,6 +27,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, takewhile
 from typing import Any
@@ -250,7 +251,7 @@ class Student:
             def by_one(number: int, part: Tensor = part) -> Tensor:
                 views = _views(number, len(networks)) if self.settings.flips else (0,)
                 total = torch.zeros(len(part), 2 * radius + 1, 2 * radius + 1, device=images.device)
-                with torch.autocast(images.device.type, enabled=False):  # threads do not share a caller's
+                with _without_autocast(images.device.type):
                     for view in views:
                         turn = view_bits[view].expand(len(part), 3)
                         crops = normalise(gather(images, part, sizes, self.settings.crop, turn))
@@ -357,6 +358,11 @@ def _in_groups(data: ImageSet) -> Iterator[tuple[ImageSet, slice]]:
         first = max(start - ASIDE, 0)
         part = replace(data, points=points[first : start + GROUP + ASIDE])
         yield part, slice(start - first, start - first + GROUP)
+
+
+def _without_autocast(kind: str) -> AbstractContextManager:
+    """Full precision on a kind of device, whatever a caller asks for: threads would not share it."""
+    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def _views(number: int, members: int) -> tuple[int, ...]:
