@@ -23,8 +23,8 @@ def take_apart(masks: Tensor, points: Tensor) -> Tensor:
 
     A pixel of several masks stays with the nearest of their points, and with none where two are. Of two masks that
     touch then, the one of the lower point (or of the right one of two in a row) gives up the pixels at the border. What
-    that cuts off from a point goes, too. A mask of which nothing is left keeps its pixels next to the point. Masks that
-    stand alone stay as they are. The points' order does not matter.
+    that cuts off from a point goes, too. A mask of which nothing is left keeps its pixels next to the point, even where
+    they touch. Masks that stand alone stay as they are. The points' order does not matter.
 
     Args:
         masks: bool [P, K, K], each with its point at the centre, K odd.
