@@ -36,12 +36,12 @@ def setting(
     """A dataclass field that knows what it may be.
 
     Args:
-        default: decides the type: bool, int, float, str, or a tuple of int.
+        default: decides the type: bool, int, float, str, or a tuple of int or of float.
         text: for --help.
         least, most: bounds, included. above, below: bounds, excluded.
         choices: the only values of a str, or a function that gives them.
         words: values that are no number but allowed as well, such as "auto" or None; the type is then int.
-        names: of a tuple's numbers, for --help.
+        names: of a tuple's numbers, for --help. A single float stands for all of a tuple's.
     """
     about = {"text": text, "least": least, "most": most, "above": above, "below": below}
     about |= {"choices": choices, "words": tuple(words), "names": names}
@@ -94,14 +94,26 @@ def check_settings(values: Any) -> None:
         if kind is float and type(value) is int:
             value = float(value)
             object.__setattr__(values, entry.name, value)  # the class may be frozen
+        if kind is tuple and type(entry.default[0]) is float:
+            value = _numbers(entry.name, value, len(entry.default))
+            object.__setattr__(values, entry.name, value)
         if type(value) is not kind:
             more = "".join(f", {word}" for word in about["words"] if word is not None)
             raise InputError(f"{entry.name} = {value!r}: expected {kind.__name__}{more}, got {type(value).__name__}")
         allowed = choices_of(entry)
         if allowed and value not in allowed:
             raise InputError(f"{entry.name} = {value!r}: expected one of {', '.join(allowed)}")
-        if kind in (int, float):
-            _check_number(entry.name, value, about)
+        for number in value if kind is tuple else [value] if kind in (int, float) else ():
+            if type(number) in (int, float):  # a tuple of int is its class's to check
+                _check_number(entry.name, number, about)
+
+
+def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+    """One number, or a list of one or of so many, as a tuple."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if len(numbers) not in (1, count) or not all(type(number) in (int, float) for number in numbers):
+        raise InputError(f"{name} = {value!r}: expected one number, or one for each of {count}")
+    return tuple(map(float, numbers * (count // len(numbers))))
 
 
 def _check_number(name: str, value: float, about: Mapping[str, Any]) -> None:
@@ -150,7 +162,8 @@ def add_options(
             continue
         more: dict[str, Any] = {"default": None if unset else default, "help": text}
         if isinstance(entry.default, tuple):
-            more |= {"type": int, "nargs": len(entry.default), "metavar": tuple(about["names"])}
+            counts = "+" if type(entry.default[0]) is float else len(entry.default)
+            more |= {"type": _parser_of(entry), "nargs": counts, "metavar": tuple(about["names"])}
         elif about["words"]:
             more |= {"type": _parser_of(entry), "metavar": "N"}
         elif allowed:
@@ -200,7 +213,8 @@ def _number_or(words: Sequence[str | None]) -> Callable[[str], int | str]:
 def _parser_of(entry: Field) -> Callable[[str], Any]:
     """Converts an option's text and checks its bounds, so that argparse names the option."""
     about = entry.metadata[META]
-    kind = _number_or(about["words"]) if about["words"] else type(entry.default)
+    default = entry.default[0] if isinstance(entry.default, tuple) else entry.default
+    kind = _number_or(about["words"]) if about["words"] else type(default)
 
     def convert(text: str) -> Any:
         value = kind(text)

@@ -43,6 +43,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         settings = run["settings"]
         if not all(type(number) is int for number in (settings["seed"], *settings["epochs"])):
             raise TypeError(settings)
+        if not isinstance(settings["positive"], list):  # of a version that had one for both stages
+            settings["positive"] = [settings["positive"]] * 2
         runs_markdown(runs_rows([run | {"seconds": run["seconds"] + 0.0}]))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: lacks what train.py writes, or was changed; give the folder of a run") from error
@@ -101,7 +103,7 @@ def _differences(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     for name, value in row["settings"].items():
         compared = by_points if name in OF_MASKS else rows
         if name not in SHOWN and row in compared and any(row["settings"].get(name) != value for row in compared):
-            words.append(f"{name} {value}")
+            words.append(f"{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
     return ", ".join(words)
 
 

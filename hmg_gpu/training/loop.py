@@ -219,7 +219,7 @@ class Training:
             settings.patch_size,
             seed=seed,
             epoch=self.epoch,
-            positive=settings.positive,
+            positive=settings.positive[self.stage],
             points=self._points,
             images=pool,
             jitter=settings.jitter,

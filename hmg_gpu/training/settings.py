@@ -63,11 +63,13 @@ class Settings:
     loss_below: float = setting(0.5, "soft-IoU loss that ends stage 1 where --start is loss", above=0, most=1)
     batch_size: int = setting(8, "images in a batch", least=2)
     patch_size: int = setting(256, "side of a crop, pixels; a multiple of 32", least=32)
-    positive: float = setting(
-        0.0,
-        "share of the crops that hold a point (full supervision: a target), the others lie anywhere (the paper: 0)",
+    positive: tuple[float, float] = setting(
+        (0.0, 0.0),
+        "share of the crops that hold a point (full supervision: a target), of both stages or of each; the others lie "
+        "anywhere (the paper: 0)",
         least=0,
         most=1,
+        names=("STAGE1", "STAGE2"),
     )
     margin: int = setting(
         0,

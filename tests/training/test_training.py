@@ -628,6 +628,10 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("rule", "mean", f"rule = 'mean': expected one of {', '.join(('auto', *RULES))}"),
         ("positive", 1.5, "positive = 1.5: expected a number from 0 to 1"),
         ("positive", -0.1, "positive = -0.1: expected a number from 0 to 1"),
+        ("positive", (0.5, 2), "positive = 2.0: expected a number from 0 to 1"),
+        ("positive", (0.5, 0, 1), "positive = (0.5, 0, 1): expected one number, or one for each of 2"),
+        ("positive", "half", "positive = 'half': expected one number, or one for each of 2"),
+        ("positive", (True, 0.5), "positive = (True, 0.5): expected one number, or one for each of 2"),
         ("margin", -1, "margin = -1: expected at least 0"),
         ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
@@ -781,3 +785,28 @@ def test_settings_of_crops_reach_the_plan(
     again.resume()
     again.run()
     assert same(weights(again), ends[1])
+
+
+def test_each_stage_has_its_share_of_crops_around_points(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    plain = training.draw_epoch
+    monkeypatch.setattr(training, "draw_epoch", lambda *a, **named: seen.append(named["positive"]) or plain(*a, **named))
+    ends = {}
+    for shares in ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0)):
+        seen.clear()
+        folder = tmp_path / " ".join(map(str, shares))
+        start(replace(BASE, positive=shares), folder)[0].run()
+        assert seen == [shares[0]] * 2 + [shares[1]] * 2
+        ends[shares] = [read_tensors(folder / f"stage{number}.safetensors") for number in (1, 2)]
+    assert same(ends[1.0, 0.0][0], ends[1.0, 1.0][0]) and not same(ends[1.0, 0.0][0], ends[0.0, 0.0][0])
+    assert not same(ends[1.0, 0.0][1], ends[1.0, 1.0][1])
+
+
+def test_one_share_stands_for_both_stages() -> None:
+    for given in (0.5, (0.5,), [0.5], [0.5, 0.5], (0.5, 0.5)):
+        settings = Settings(positive=given)
+        assert settings.positive == (0.5, 0.5) and all(type(share) is float for share in settings.positive)
+    settings = Settings(positive=(1, 0))
+    assert settings.positive == (1.0, 0.0) and Settings.from_dict(json.loads(json.dumps(asdict(settings)))) == settings
