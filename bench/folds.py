@@ -1,8 +1,8 @@
 """Compare settings of train.py without the test set: python -m bench.folds --data FOLDER --out FOLDER -- OPTIONS
 
-The training images are dealt into folds. Each fold in turn is held out: train.py runs stage 1 on the others with the
-OPTIONS, which may be any of its own, and its network is measured on the fold. Counts of the folds are added up. Labels
-come from points; the held-out images are measured by their ground truth.
+The training images are dealt into folds. Each fold in turn is held out: train.py runs stage 1, or both stages, on the
+others with the OPTIONS, which may be any of its own, and its last network is measured on the fold. Counts of the folds
+are added up. Labels come from points; the held-out images are measured by their ground truth.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the folds and the runs")
     parser.add_argument("--folds", type=int, default=3, help="that the images are dealt into (default: %(default)s)")
     parser.add_argument("--take", type=int, help="how many of them are held out, one after another (default: all)")
-    parser.add_argument("--epochs", type=int, help="of stage 1 (default: the network's recipe)")
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=1, help="to train (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of each stage (default: the network's recipe)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     options, more = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         at_least(1, take=1 if options.take is None else options.take)
         roots = deal(options.data, options.out, options.folds)[: options.take]
-        runs = [run(root, options.epochs, more) for root in roots]
+        runs = [run(root, options.stages, options.epochs, more) for root in roots]
     except HMGError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    parts = [run["results"]["stage 1"] for run in runs]
+    parts = [run["results"][f"stage {options.stages}"] for run in runs]
     total = {name: sum(part[name] for part in parts) for name in COUNTS}
     table = Table(title=f"{options.data.name}, {' '.join(more) or 'the defaults'}")
     for heading in ("held out", "IoU %", "Pd %", "Fa 1e-6"):
@@ -87,8 +88,8 @@ def deal(data: Path, out: Path, count: int) -> list[Path]:
     return roots
 
 
-def run(root: Path, epochs: int | None, more: Sequence[str]) -> dict:
-    """Stage 1 on one fold's training images; what train.py says of it.
+def run(root: Path, stages: int, epochs: int | None, more: Sequence[str]) -> dict:
+    """Stage 1, or both, on one fold's training images; what train.py says of it.
 
     Raises:
         InputError: train.py refused or was stopped.
@@ -96,8 +97,9 @@ def run(root: Path, epochs: int | None, more: Sequence[str]) -> dict:
     folder = root.parent / "run"
     chosen = train.parse(["--data", str(root), *more])
     wanted = {"data": str(root)} | ({"model": chosen.model} if chosen.model else {})
-    epochs = epochs or complete(wanted).epochs[0]
-    if train.main(["--data", str(root), "--epochs", str(epochs), "0", "--out", str(folder), *more]):
+    both = [epochs or number for number in complete(wanted).epochs]
+    numbers = map(str, (both[0], both[1] if stages == 2 else 0))
+    if train.main(["--data", str(root), "--epochs", *numbers, "--out", str(folder), *more]):
         raise InputError(f"{folder}: train.py did not end; its own message says why")
     return read_run(folder)
 

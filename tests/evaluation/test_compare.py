@@ -121,7 +121,10 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path: Path) -> None:
     assert rows[0]["of_full"] == pytest.approx(0.7) and rows[1]["of_full"] == 1 and rows[2]["of_full"] is None
     assert rows[1]["masks"] == {}
     text = runs_markdown(rows)
-    assert "| pmg, union | acm, 2 + 1 | positive 0.0 0.0 | 0, 1 | 35.00 | 30.00 to 40.00 | 90.00 | 20.00 | 70.0 % |" in text
+    assert (
+        "| pmg, union | acm, 2 + 1 | positive 0.0 0.0 | 0, 1 | 35.00 | 30.00 to 40.00 | 90.00 | 20.00 | 70.0 % |"
+        in text
+    )
     assert "| pmg, union | acm, 2 + 1 | positive 0.5 0.5 | 0 | 40.00 |  | 90.00 | 20.00 |  |" in text
     assert "| pmg, union | acm, 2 + 1 | positive 0.0 0.0 | 35.00 | 45.00 | 55.00 | 65.00 |" in text
 

@@ -25,6 +25,7 @@ from bench.timer import time_together
 from hmg_gpu import point_to_mask
 from hmg_gpu.data import load_folder
 from hmg_gpu.evaluation.metrics import measure
+from hmg_gpu.evaluation.runs import read_run
 from hmg_gpu.masks import Pmg, make_maker
 from hmg_gpu.masks.student.student import StudentSettings
 from hmg_gpu.masks.student.train import train_student
@@ -339,6 +340,13 @@ def test_settings_are_compared_on_folds(tmp_path: Path, capsys: pytest.CaptureFi
         assert said in capsys.readouterr().out
     assert folds.main([*common, *more]) == 2  # the runs are there already
     assert "train.py did not end" in capsys.readouterr().out
+
+    common[3] = str(tmp_path / "both")
+    assert folds.main(["--stages", "2", "--take", "1", *common, *more, "--positive", "0.5", "0"]) == 0
+    both = json.loads((tmp_path / "found.json").read_text())
+    results = read_run(tmp_path / "both" / "fold0" / "run")["results"]
+    assert both["settings"]["epochs"] == [1, 1] and both["settings"]["positive"] == [0.5, 0]
+    assert both["together"]["union"] == results["stage 2"]["union"]
 
 
 def test_makers_race_their_loops(

@@ -792,7 +792,9 @@ def test_each_stage_has_its_share_of_crops_around_points(
 ) -> None:
     seen: list[float] = []
     plain = training.draw_epoch
-    monkeypatch.setattr(training, "draw_epoch", lambda *a, **named: seen.append(named["positive"]) or plain(*a, **named))
+    monkeypatch.setattr(
+        training, "draw_epoch", lambda *a, **named: seen.append(named["positive"]) or plain(*a, **named)
+    )
     ends = {}
     for shares in ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0)):
         seen.clear()
