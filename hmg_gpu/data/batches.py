@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,8 @@ def draw_epoch(
     images: Tensor | None = None,
     jitter: float = 0.0,
     margin: int = 0,
+    negatives: Tensor | None = None,
+    negative: float = 0.0,
 ) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
@@ -46,16 +49,26 @@ def draw_epoch(
         margin: crops may reach so many pixels, but not by more than half, beyond the bottom and the right border, where
             a whole image is padded for a network, too, and lie at the top and the left border as often. At 0 crops of
             large images hardly ever hold a border, and networks make false alarms there.
+        negatives: int64 [A, 3] on the CPU, rows (image, y, x) of places to be seen more often; for ``negative``.
+        negative: so many crops more, as a share of the images, rounded up; each holds a random one of the negatives.
 
     Returns:
-        int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B).
+        int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B), n with the crops more.
     """
     count = len(sizes if images is None else images)
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order = torch.randperm(count, generator=generator)
     order = order if images is None else images[order]
+    row = torch.full((count,), -1)  # of each crop's negative
+    if negative and negatives is not None and len(negatives):
+        more = torch.randint(len(negatives), (math.ceil(negative * count),), generator=generator)
+        order, row = torch.cat((order, negatives[more, 0])), torch.cat((row, more))
+        mixed = torch.randperm(len(order), generator=generator)
+        order, row = order[mixed], row[mixed]
+    count = len(order)
     steps = -(-count // batch_size)
-    order = order[torch.arange(steps * batch_size) % count]  # [steps * B]
+    repeated = torch.arange(steps * batch_size) % count
+    order, row = order[repeated], row[repeated]  # [steps * B]
     slack = (sizes[order] - patch_size).clamp(min=0)  # [steps * B, 2]
     margin = min(margin, patch_size // 2)
     last = torch.minimum(slack + margin, sizes[order] - 1)  # a crop always holds some of its image
@@ -64,6 +77,9 @@ def draw_epoch(
     flips = torch.randint(0, 2, (len(order), 3), generator=generator)
     if positive and points is not None and len(points):
         corner = _around_points(order, corner, last, points, patch_size, positive, generator)
+    if (row >= 0).any():
+        draw = torch.rand(len(order), 2, generator=generator, dtype=torch.float64)
+        corner = torch.where((row >= 0)[:, None], _holding(negatives[row, 1:], last, patch_size, draw), corner)
     light = torch.tensor([[ONE, 0]]).expand(len(order), 2)
     if jitter:
         gain, offset = (torch.rand(2, len(order), generator=generator, dtype=torch.float64) * 2 - 1) * jitter
@@ -86,9 +102,14 @@ def _around_points(
     draw = torch.rand(len(order), 4, generator=generator, dtype=torch.float64)
     row = first + torch.minimum((draw[:, 1] * count).long(), (count - 1).clamp(min=0))
     target = points[row.clamp(max=len(points) - 1), 1:]  # [C, 2]
-    low = torch.minimum((target - side + 1).clamp(min=0), last)
-    around = low + (draw[:, 2:] * (torch.minimum(target, last) - low + 1)).long()
+    around = _holding(target, last, side, draw[:, 2:])
     return torch.where(((draw[:, 0] < share) & (count > 0))[:, None], around, corner)
+
+
+def _holding(places: Tensor, last: Tensor, side: int, draw: Tensor) -> Tensor:
+    """Random corners of crops that hold places: int64 [C, 2]; ``draw`` is uniform in 0 to 1, [C, 2]."""
+    low = torch.minimum((places - side + 1).clamp(min=0), last)
+    return low + (draw * (torch.minimum(places, last) - low + 1)).long()
 
 
 def mix_seed(*parts: int) -> int:

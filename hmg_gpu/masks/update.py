@@ -78,6 +78,35 @@ def false_alarm_filter(
 
 
 @torch.no_grad()
+def false_alarms(prediction: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None) -> Tensor:
+    """Where :func:`false_alarm_filter` erases components: their centroids, to train on as hard negatives.
+
+    The number of components decides the result's size, so on an accelerator this synchronises.
+
+    Args:
+        prediction: bool [B, H, W].
+        points, radius, sizes: as :func:`false_alarm_filter`.
+
+    Returns:
+        int64 [A, 3], rows (image, y, x) of centroids rounded to pixels, ordered by image.
+
+    Raises:
+        TypeError, ValueError: as :func:`false_alarm_filter`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.masks.update import false_alarms
+        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 1, 1, 1]]]).bool()  # one image of one row, two components
+        >>> false_alarms(prediction, torch.tensor([[0, 0, 0]]), radius=3)
+        tensor([[0, 0, 6]])
+    """
+    _check(prediction, points, radius, sizes, None)
+    components = connected_components(prediction, sizes)
+    erased = ~plain.near_a_point(components, points, radius, sizes)
+    return torch.cat((components.image[:, None], components.centroids.round().long()), dim=1)[erased]
+
+
+@torch.no_grad()
 def retrieve_missed(initial: Tensor, filtered: Tensor) -> Tensor:
     """Unite the point-derived mask with the filtered prediction (HMG Sec. 3.2.2, MDR).
 

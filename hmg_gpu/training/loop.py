@@ -29,12 +29,22 @@ from hmg_gpu.data.record import data_digest, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
+from hmg_gpu.masks.update import false_alarms
 from hmg_gpu.models import build_model
 from hmg_gpu.models.checkpoints import MODEL_PREFIX, read_description, read_tensors, save_checkpoint
 from hmg_gpu.models.predict import predict
 from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
-from hmg_gpu.training.state import TRAINED, check_data, check_labels, check_state, check_trained, keep_previous
+from hmg_gpu.training.state import (
+    TRAINED,
+    check_data,
+    check_labels,
+    check_negatives,
+    check_state,
+    check_trained,
+    difference,
+    keep_previous,
+)
 from hmg_gpu.training.step import TrainingStep, centres, check_step, in_channels_last, synchronised
 from hmg_gpu.training.watch import diagnose, watch_labels
 from hmg_gpu.updater import MaskUpdater
@@ -115,6 +125,7 @@ class Training:
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu() if self.updater else centres(train)
+        self.negatives = self._points[:0]  # where stage 2 sees hard negatives: int64 [A, 3] on the CPU
         self.record = record_of(train, self.masks)
         self._new_network()
 
@@ -206,12 +217,15 @@ class Training:
                 self.results["masks"] = {name: measure(masks, self.train) for name, masks in kinds.items()}
             position = {"stage": self.stage + 1, "epoch": self.epoch}
             self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
+        elif self._wants_negatives:
+            self._find_negatives(self._predict(self.train))
         self._close_stage()
 
     def train_epoch(self) -> float:
         """Train an epoch from the present step to its end; its mean loss."""
         settings, team = self.settings, self.team
         pool = None if self.updater is None else self.updater.pool
+        negatives = self.negatives if pool is None else self.negatives[torch.isin(self.negatives[:, 0], pool)]
         seed = mix_seed(settings.seed, self.stage)
         plan = draw_epoch(
             self.train.host_sizes,
@@ -224,6 +238,8 @@ class Training:
             images=pool,
             jitter=settings.jitter,
             margin=settings.margin,
+            negatives=negatives,
+            negative=settings.hard_negatives,
         ).tensor_split(team.ranks, dim=1)[team.rank]
         plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 8]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
@@ -296,7 +312,21 @@ class Training:
         if warning:
             self.report({"event": "message", **position, "text": f"{STAGES[self.stage]}: {warning}"})
         self._tell_pool("images are trained on from now on")
+        if self._wants_negatives:
+            self._find_negatives(changes.prediction)
         return changes
+
+    @property
+    def _wants_negatives(self) -> bool:
+        return self.settings.hard_negatives > 0 and self.settings.epochs[1] > 0
+
+    def _find_negatives(self, prediction: Tensor) -> None:
+        """Hard negatives: the components of a prediction of the training images that FAF erases (HMG Sec. 3.2.1)."""
+        points, sizes = self._points.to(self.device), self.train.sizes
+        self.negatives = false_alarms(prediction, points, radius=self.settings.radius, sizes=sizes).cpu()
+        images = len(self.negatives[:, 0].unique())
+        text = f"{STAGES[self.stage]}: {len(self.negatives)} false alarms in {images} training images"
+        self.report({"event": "note", "text": text + (" are shown again" if images else "")})
 
     def _tell_pool(self, words: str) -> None:
         """Say how many images are trained on, where a rule lets some wait."""
@@ -412,6 +442,8 @@ class Training:
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
             tensors |= self.record | {"totals": totals}
             tensors["masks.current"] = self.masks
+            if self.settings.hard_negatives:
+                tensors["negatives.current"] = self.negatives
             if self.updater is not None and self.updater.rule.evolves:
                 tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
         if totals is not None:
@@ -442,7 +474,7 @@ class Training:
             ("masks", description["masks"], self.describe()["masks"]),
         ):
             if value != ours:
-                raise InputError(f"{path}: {_difference(key, value, ours)}; resume with the run's own")
+                raise InputError(f"{path}: {difference(key, value, ours)}; resume with the run's own")
         changed = check_data(path, tensors, self.record, go_on=changed_data)
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
@@ -461,12 +493,15 @@ class Training:
         evolves = self.updater is not None and self.updater.rule.evolves
         if evolves:
             check_labels(path, tensors)
+        negatives = check_negatives(path, tensors, self.train.host_sizes) if self.settings.hard_negatives else None
         trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.over = description["over"]
         self.results, self.warned = description["results"], description["warned"]
         self.data_changed = description["data_changed"] + changed
         load_weights(self.network, path)
+        if negatives is not None:
+            self.negatives = negatives
         if trained is not None:
             self.model.load_state_dict(trained)
         parameters = self.optimizer.param_groups[0]["params"]
@@ -488,11 +523,3 @@ class Training:
         if evolves and begun:
             self.updater.labels = tensors["labels.current"].to(self.device)
             self.updater.active = tensors["pool.current"].to(self.device)
-
-
-def _difference(key: str, theirs: Any, mine: Any) -> str:
-    """The first place in which a checkpoint's description and this run differ, in words."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        name = next(name for name in (theirs | mine) if theirs.get(name) != mine.get(name))
-        key, theirs, mine = name, theirs.get(name), mine.get(name)
-    return f"its run had {key} = {theirs!r}, this one has {mine!r}"

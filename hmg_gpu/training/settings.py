@@ -71,6 +71,13 @@ class Settings:
         most=1,
         names=("STAGE1", "STAGE2"),
     )
+    hard_negatives: float = setting(
+        0.0,
+        "crops more in each epoch of stage 2, as a share of the images: each holds a false alarm, a component that FAF "
+        "erases from the predictions at the border of the stages (the paper: 0)",
+        least=0,
+        most=1,
+    )
     margin: int = setting(
         0,
         "crops may reach so many pixels, at most half of a crop, beyond the bottom and right border, where whole "

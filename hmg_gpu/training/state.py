@@ -80,6 +80,22 @@ def check_labels(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _require(path, pool is not None and pool.dtype == torch.bool and pool.shape == masks.shape[:1], "pool.current")
 
 
+def check_negatives(path: Path, tensors: Mapping[str, Tensor], sizes: Tensor) -> Tensor:
+    """The places of hard negatives in a state: int64 [A, 3], rows (image, y, x).
+
+    Args:
+        sizes: int64 [N, 2] of the training images, on the CPU.
+
+    Raises:
+        InputError: they are missing, of another type or shape, or outside their images.
+    """
+    found = tensors.get("negatives.current")
+    good = found is not None and found.dtype == torch.int64 and found.dim() == 2 and found.shape[1] == 3
+    good = good and bool((found >= 0).all() and (found[:, 0] < len(sizes)).all())
+    _require(path, good and bool((found[:, 1:] < sizes[found[:, 0]]).all()), "negatives.current")
+    return found
+
+
 def _require(path: Path, good: bool, what: str) -> None:
     if not good:
         raise InputError(f"{path}: {what} is not what a run of train.py writes; take an earlier checkpoint")
@@ -170,3 +186,11 @@ def recover(path: str | os.PathLike) -> str | None:
         write_sidecar(path)
         place = f"stage {about.get('stage', 0) + 1}, epoch {about.get('epoch', 0) + 1}"
         return f"{error}; it is skipped: going on from the checkpoint before it, {place}"
+
+
+def difference(key: str, theirs: Any, mine: Any) -> str:
+    """The first place in which a checkpoint's description and this run differ, in words."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        name = next(name for name in (theirs | mine) if theirs.get(name) != mine.get(name))
+        key, theirs, mine = name, theirs.get(name), mine.get(name)
+    return f"its run had {key} = {theirs!r}, this one has {mine!r}"
