@@ -107,6 +107,18 @@ def run(folder: Path, test: float, **settings: object) -> Path:
     return folder
 
 
+def test_a_run_with_one_share_for_both_stages_is_read(tmp_path: Path) -> None:
+    """As versions before wrote it; it belongs to today's runs with the same settings."""
+    old, today = (read_run(run(tmp_path / name, 0.3, positive=0.5)) for name in ("old", "today"))
+    path = tmp_path / "old" / "results.json"
+    old["settings"]["positive"] = 0.5
+    del old["settings"]["hard_negatives"]
+    path.unlink()
+    write_sealed_json(path, old)
+    assert read_run(path.parent)["settings"] == today["settings"]
+    assert len(runs_rows([read_run(path.parent), today])) == 1
+
+
 def test_runs_that_differ_in_the_seed_share_a_row(tmp_path: Path) -> None:
     folders = [run(tmp_path / str(seed), 0.3 + 0.1 * seed, seed=seed) for seed in (1, 0)]
     folders.append(run(tmp_path / "full", 0.5, supervision="full", seed=7))

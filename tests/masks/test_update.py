@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hmg_gpu
 from hmg_gpu.common.tensors import valid_area
+from hmg_gpu.masks.update import false_alarms
 
 
 @pytest.fixture(params=["scipy", "torch"], autouse=True)
@@ -86,6 +87,25 @@ def test_thousand_cases_equal_reference(rng: np.random.Generator) -> None:
         chosen = [masks[index] for index in order[start : start + 25]]
         points = [cases.random_points(rng, mask.shape) for mask in chosen]
         assert_equals_reference(chosen, points, radii[start // 25 % len(radii)])
+
+
+def test_false_alarms_are_what_the_filter_erases(rng: np.random.Generator) -> None:
+    """Components of the prediction that the reference's filter erases, and their centroids; nothing in the padding."""
+    found = 0
+    for _ in range(40):
+        masks = [cases.random_mask(rng, cases.random_shape(rng)) for _ in range(5)]
+        points = [cases.random_points(rng, mask.shape) for mask in masks]
+        batch, sizes = cases.pad(masks, fill=True)
+        radius = int(rng.integers(0, 12))
+        rows = false_alarms(batch, cases.point_rows(points), radius=radius, sizes=sizes)
+        wanted = []
+        for index, mask in enumerate(masks):
+            erased = mask & ~reference.false_alarm_filter(mask, points[index], radius)
+            wanted += [(index, round(y), round(x)) for _, y, x in reference.components(erased)]
+        assert rows.dtype == torch.int64 and list(map(tuple, rows.tolist())) == wanted
+        found += len(wanted)
+    assert found > 100
+    assert false_alarms(torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3)
 
 
 def test_default_radius_is_the_papers() -> None:

@@ -17,12 +17,13 @@ from refusal import refused
 from tiny import small_network, tiny_set
 from torch import Tensor, nn
 
-from hmg_gpu import point_to_mask, point_to_probability, soft_update
+from hmg_gpu import false_alarm_filter, point_to_mask, point_to_probability, soft_update
 from hmg_gpu import update as correct
 from hmg_gpu.common.errors import HMGError
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import MAKERS, RULES, Evidence, Pmg, Soft, Union
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.models import NETWORKS, build_model
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 from hmg_gpu.models.predict import predict
@@ -30,6 +31,7 @@ from hmg_gpu.models.weights import load_model
 from hmg_gpu.training import loop as training
 from hmg_gpu.training.loop import StopRequest, Training
 from hmg_gpu.training.settings import Settings
+from hmg_gpu.training.step import centres
 
 # Two epochs of three steps in each stage. From an even start (output_bias 0) the predictions of an untrained network
 # are busy, so that correcting changes the masks.
@@ -115,6 +117,7 @@ RESUMED = {
     "corrected every epoch": replace(BASE, update_every=1),
     "stage 2 from scratch": replace(BASE, stage2="scratch", save_every=1),
     "full supervision": replace(BASE, supervision="full"),
+    "hard negatives": replace(BASE, hard_negatives=1.0, radius=2),
     "averaged": replace(BASE, average=0.8),
     "averaged, stage 2 from scratch": replace(BASE, average=0.8, stage2="scratch"),
 }
@@ -147,6 +150,7 @@ def uninterrupted(name: str, network: Callable[..., nn.Module]) -> tuple[dict[st
         ("stage 2 from scratch", small_network, (6,)),
         ("stage 2 from scratch", small_network, (8,)),
         ("full supervision", small_network, (5,)),
+        ("hard negatives", small_network, (6, 7, 5)),
         ("averaged", small_network, (2, 8)),
         ("averaged, stage 2 from scratch", small_network, (5, 7)),
     ],
@@ -174,7 +178,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
             results = run.run()
         taken += recorder.steps
         log += rows(recorder.events)
-    assert taken == STEPS
+    assert taken == STEPS * (1.5 if name == "hard negatives" else 1)  # twice the crops in stage 2
     assert same(weights(run), expected_weights)
     assert torch.equal(run.masks, expected_masks)
     assert results == expected_results
@@ -632,6 +636,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("positive", (0.5, 0, 1), "positive = (0.5, 0, 1): expected one number, or one for each of 2"),
         ("positive", "half", "positive = 'half': expected one number, or one for each of 2"),
         ("positive", (True, 0.5), "positive = (True, 0.5): expected one number, or one for each of 2"),
+        ("hard_negatives", 1.5, "hard_negatives = 1.5: expected a number from 0 to 1"),
         ("margin", -1, "margin = -1: expected at least 0"),
         ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
@@ -804,6 +809,57 @@ def test_each_stage_has_its_share_of_crops_around_points(
         ends[shares] = [read_tensors(folder / f"stage{number}.safetensors") for number in (1, 2)]
     assert same(ends[1.0, 0.0][0], ends[1.0, 1.0][0]) and not same(ends[1.0, 0.0][0], ends[0.0, 0.0][0])
     assert not same(ends[1.0, 0.0][1], ends[1.0, 1.0][1])
+
+
+@pytest.mark.parametrize("supervision", ["points", "full"])
+def test_stage_two_sees_the_false_alarms_again(
+    supervision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the filter erases from the predictions at the border; masks and stage 1 are as without."""
+    monkeypatch.setattr(training, "build_model", threshold_network)
+    settings = replace(BASE, supervision=supervision, learning_rate=1e-9, radius=2)
+    train = tiny_set()
+    train.images[1, 2:4, 25:28] = train.images[1, 20, 20] = train.images[4, 27:, 2:5] = train.images.max()  # clutter
+    plain, _ = start(settings, tmp_path / "plain", train)
+    plain.run()
+    run, recorder = start(replace(settings, hard_negatives=0.5), tmp_path / "hard", train)
+    run.train_stage(1)
+    assert len(run.negatives) == 0
+    prediction = run._predict(run.train)
+    points = run.train.points if supervision == "points" else centres(run.train)
+    run.correct()
+    kept = false_alarm_filter(prediction, points, radius=2, sizes=run.train.sizes)
+    wanted = connected_components(prediction & ~kept)
+    assert len(run.negatives) == len(wanted) == 3
+    assert torch.equal(run.negatives[:, 0], wanted.image)
+    assert torch.equal(run.negatives[:, 1:], wanted.centroids.round().long())
+    said = [event["text"] for event in recorder.events if "false alarms" in event.get("text", "")]
+    images = len(wanted.image.unique())
+    assert said == [f"stage 1: {len(wanted)} false alarms in {images} training images are shown again"]
+    assert torch.equal(run.masks, plain.masks)
+    assert same(*(read_tensors(tmp_path / name / "stage1.safetensors") for name in ("plain", "hard")))
+    before = recorder.steps
+    run.train_stage(2)
+    assert recorder.steps - before == 2 * 5  # 6 images and 3 crops, two a step
+    state = read_tensors(tmp_path / "hard" / "last.safetensors")
+    assert torch.equal(state["negatives.current"], run.negatives)
+
+
+def test_damaged_hard_negatives_are_refused(small: None, tmp_path: Path) -> None:
+    settings = replace(BASE, hard_negatives=1.0, radius=2)
+    run, _ = start(settings, tmp_path, stop_at=8)
+    with pytest.raises(StopRequest):
+        run.run()
+    path = tmp_path / "last.safetensors"
+    tensors, description = read_tensors(path), read_description(path)
+    good = tensors["negatives.current"]
+    far = torch.tensor([[0, 10**6, 0]])
+    for value in (None, good.int(), good[:, :2], far, far.flip(1), far.roll(-1, 1), -far - 1):
+        others = {name: tensor for name, tensor in tensors.items() if name != "negatives.current"}
+        save_checkpoint(path, others if value is None else others | {"negatives.current": value}, description)
+        again, _ = start(settings, tmp_path)
+        refused(again.resume, "last.safetensors: negatives.current is not what a run of train.py writes")
+        assert (again.stage, again.epoch, again.step) == (0, 0, 0)
 
 
 def test_one_share_stands_for_both_stages() -> None:
