@@ -200,8 +200,11 @@ def variants(student: Student, data: ImageSet, pmg: Pmg, case: Case, other: Tens
     result |= measure_targets(data, *_both(data, pmg, student), [name for name in BOUNDS if name != "teacher"])
     unmoved = Student(student.networks, student.settings, student.threshold)
     result["placements"], result["not placed"] = student.placements, iou(unmoved, data)
+    placed = Student(student.networks, student.settings, student.threshold, placements=student.placements)
+    result["centrings"], result["one threshold"] = student.centrings, iou(placed, data)
     plain = replace(student.settings, flips=False)
-    unturned = Student(student.networks, plain, student.threshold, placements=student.placements)
+    kept = {"placements": student.placements, "centrings": student.centrings}
+    unturned = Student(student.networks, plain, student.threshold, **kept)
     result["no flips"] = iou(unturned, data)
     result["one network"] = [iou(student.member(number), data) for number in range(student.settings.members)]
     if other is None:

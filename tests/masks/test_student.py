@@ -575,7 +575,7 @@ def test_refusals(tmp_path: Path) -> None:
         refused(lambda: Student.load(path), str(path), f"its extents are {str(extents)[:40]}", "64 rising lengths")
     learned.save(path, {"extents": {"8": 24}})
     refused(lambda: Student.load(path), str(path), "holds no student of this version")
-    learned.save(path, {"extents": [8, 9], "placements": [[], []]})
+    learned.save(path, {"extents": [8, 9], "placements": [[], []], "centrings": [None, None]})
     refused(lambda: Student.load(path), str(path), "weights of member 0 for extent 9", "copy the file again")
     learned.networks[8][1].head.bias.data = learned.networks[8][1].head.bias.data.double()
     learned.save(path)

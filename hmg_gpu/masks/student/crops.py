@@ -78,7 +78,7 @@ def normalise(crops: Tensor) -> Tensor:
     return torch.cat((values[:, None], maps), dim=1).contiguous(memory_format=torch.channels_last)
 
 
-def choose(probabilities: Tensor, fallback: Tensor, threshold: float = 0.5, link: float = 1.0) -> Tensor:
+def choose(probabilities: Tensor, fallback: Tensor, threshold: float | Tensor = 0.5, link: float = 1.0) -> Tensor:
     """Each point's mask out of its probabilities, or its fallback: bool [P, K, K]; see ``Student.masks``."""
     pixels, usable, _ = own_pixels(probabilities, threshold, link)
     return torch.where(usable[:, None, None], pixels, fallback)
@@ -91,7 +91,7 @@ def stretch(probabilities: Tensor, threshold: float | Tensor) -> Tensor:
     return torch.where(probabilities >= threshold, above, below)
 
 
-def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Tensor, Tensor, Tensor]:
+def own_pixels(probabilities: Tensor, threshold: float | Tensor, link: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels of each centre's target, which of the P can be used, and where each threshold lies.
 
     PMG cuts more off the larger a target is, and networks that learn from it are less sure of what it cuts. So the
@@ -99,13 +99,13 @@ def own_pixels(probabilities: Tensor, threshold: float, link: float) -> tuple[Te
 
     Args:
         probabilities: [P, K, K].
-        threshold, link: as :class:`StudentSettings`.
+        threshold, link: as :class:`StudentSettings`; a threshold may be each target's own, [P, 1, 1].
 
     Returns:
         bool [P, K, K], bool [P] and float32 [P, 1, 1]. A mask cannot be used where no pixel within a pixel of the
         centre passes the threshold itself, or where it reaches the window's edge.
     """
-    level = torch.full_like(probabilities[:, :1, :1], threshold)
+    level = torch.ones_like(probabilities[:, :1, :1]) * threshold
     level = level * (LARGE / _reached(probabilities, level, link).sum((1, 2)).clamp(min=1)).clamp(max=1)[:, None, None]
     pixels, centre = _reached(probabilities, level, link), probabilities.shape[1] // 2
     at = slice(centre - 1, centre + 2)

@@ -12,8 +12,9 @@ error on a target; the second pair, of other halves, makes the mean steadier. PM
 can only cut): a share of the lessons shows targets with a second part (``parts.py``), and the threshold of the
 probabilities lies below a half. The results page shows others and what that is worth.
 
-Annotators may put masks beside what an image shows; the points tell (``placement.py``). Masks of two points that run
-into each other are taken apart (``neighbours.py``).
+Annotators may put masks beside what an image shows; the points tell (``placement.py``), and they tell where a target
+needs another threshold (``centring.py``). Masks of two points that run into each other are taken apart
+(``neighbours.py``).
 
 Sets that are taught together may want masks of different extent: each extent has a normalisation of its own, and layers
 from where the network is coarsest; the convolutions before are shared. Here are the settings and what a trained student
@@ -42,8 +43,8 @@ from hmg_gpu.common.threads import map_groups
 from hmg_gpu.data.record import Record, data_digest, find_record, in_words
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
+from hmg_gpu.masks.student.centring import DEVIATION, Centring, find_levels
 from hmg_gpu.masks.student.crops import (
-    choose,
     full_sizes,
     gather,
     normalise,
@@ -124,6 +125,7 @@ class Student:
         learned_from: the record of each set that it learned from (:func:`hmg_gpu.data.record.record_of`), kept in its
             file; none where nobody knows.
         placements: for each extent where its sets have their masks against what images show; not given: there.
+        centrings: for each extent where those masks have their centroids against the points; not given: unknown.
     """
 
     def __init__(
@@ -133,12 +135,14 @@ class Student:
         threshold: float | None = None,
         learned_from: Sequence[Record] = (),
         placements: Mapping[int, Placement] | None = None,
+        centrings: Mapping[int, Centring | None] | None = None,
     ):
         self.networks = {extent: [network.eval() for network in networks[extent]] for extent in sorted(networks)}
         self.settings = settings
         self.threshold = threshold or settings.threshold or 0.5
         self.learned_from = tuple(learned_from)
         self.placements = {extent: (placements or {}).get(extent, ()) for extent in self.networks}
+        self.centrings = {extent: (centrings or {}).get(extent) for extent in self.networks}
 
     def nearest(self, extent: int) -> int:
         """Of the extents it learned from the nearest (the shorter of two), whose networks make masks of ``extent``."""
@@ -151,8 +155,8 @@ class Student:
         return self
 
     def digest(self) -> str:
-        """SHA-256 of all that decides its masks: weights, settings, threshold and placements."""
-        placed = [*self.placements.values(), BETWEEN, APART]
+        """SHA-256 of all that decides its masks: weights, settings, threshold, placements and centrings."""
+        placed = [*self.placements.values(), BETWEEN, APART, *self.centrings.values(), DEVIATION]
         text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, placed])
         checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
@@ -163,7 +167,8 @@ class Student:
     def member(self, number: int) -> Student:
         """One of its networks alone."""
         networks = {extent: [family[number]] for extent, family in self.networks.items()}
-        return Student(networks, replace(self.settings, members=1), self.threshold, placements=self.placements)
+        places = {"placements": self.placements, "centrings": self.centrings}
+        return Student(networks, replace(self.settings, members=1), self.threshold, **places)
 
     def save(self, path: str | os.PathLike, about: dict[str, Any] | None = None) -> None:
         """Write the student to a .safetensors file, complete in itself; ``about`` (JSON values) is kept with it."""
@@ -178,6 +183,7 @@ class Student:
         description = {"student": asdict(self.settings), "extents": [*self.networks], "threshold": self.threshold}
         description["learned_from"] = [{"data": in_words(record)} | data_digest(record) for record in self.learned_from]
         description["placements"] = [*self.placements.values()]
+        description["centrings"] = [*self.centrings.values()]
         save_checkpoint(path, tensors, description | {"versions": provenance()} | (about or {}))
 
     @classmethod
@@ -204,6 +210,7 @@ class Student:
         if not valid or not 1 <= len(extents) <= EXTENTS or extents != sorted(set(extents)):
             raise InputError(f"{path}: its extents are {str(extents)[:80]}, expected up to {EXTENTS} rising lengths")
         placements = _checked_placements(path, description.get("placements", [()] * len(extents)), len(extents))
+        centrings = _checked_centrings(path, description.get("centrings", [None] * len(extents)), len(extents))
         tensors = read_tensors(path)
         networks: dict[int, list[CropNet]] = {}
         for extent in extents:
@@ -216,8 +223,8 @@ class Student:
                         "copy the file again"
                     )
                 networks[extent].append(network.to(device, memory_format=torch.channels_last))
-        placed = dict(zip(extents, placements, strict=True))
-        return cls(networks, settings, threshold, find_lessons(tensors), placed)
+        placed, centred = (dict(zip(extents, values, strict=True)) for values in (placements, centrings))
+        return cls(networks, settings, threshold, find_lessons(tensors), placed, centred)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, points: Tensor, *, extent: int = 25, sizes: Tensor | None = None) -> Tensor:
@@ -269,6 +276,12 @@ class Student:
         areas = own_pixels(mean, self.threshold, 1.0)[0].sum((1, 2))
         return place(values, areas, placement, self.threshold)
 
+    def _own_pixels(self, probabilities: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`own_pixels`, each target with the threshold that its point asks for."""
+        link = self.settings.link
+        levels = find_levels(probabilities, self.threshold, link, self.centrings[self.nearest(extent)])
+        return own_pixels(probabilities, levels, link)
+
     def masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """Masks of a set, united per image.
 
@@ -299,8 +312,9 @@ class Student:
         Where PMG's mask stays probabilities are 0 and 1.
         """
         fallback = masks_around(data, self.settings.radius, pmg)
-        probabilities = self.probabilities(data.images, data.points, extent=pmg.fit(data).extent, sizes=data.sizes)
-        pixels, usable, level = own_pixels(probabilities, self.threshold, self.settings.link)
+        extent = pmg.fit(data).extent
+        probabilities = self.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
+        pixels, usable, level = self._own_pixels(probabilities, extent)
         usable = usable[:, None, None]
         return torch.where(usable, pixels, fallback), torch.where(usable, probabilities, fallback.float()), level
 
@@ -323,7 +337,8 @@ class Student:
             mean = values.mean(0)
             part = replace(data, points=data.points[rows])
             fallback = masks_around(part, self.settings.radius, pmg)
-            mask = choose(self._placed(mean, mean, extent), fallback, self.threshold, self.settings.link).float()
+            pixels, usable, _ = self._own_pixels(self._placed(mean, mean, extent), extent)
+            mask = torch.where(usable[:, None, None], pixels, fallback).float()
             near = F.max_pool2d(mask[:, None], 2 * NEAR + 1, 1, NEAR)[:, 0]
             for own in values:
                 own = self._placed(mean, own, extent) * near
@@ -397,6 +412,15 @@ def _checked_placements(path: str | os.PathLike, values: Any, extents: int) -> l
     if not valid or len(values) != extents:
         raise InputError(f"{path}: its placements are {str(values)[:80]}, expected rows of area, down and across")
     return [tuple(map(tuple, placement)) for placement in values]
+
+
+def _checked_centrings(path: str | os.PathLike, values: Any, extents: int) -> list[Centring | None]:
+    """Of a file; one before centrings has none."""
+    rows = [row for row in values if row is not None] if _lists(values) else [0]
+    valid = all(_lists(row) and [type(value) for value in row] == [float] * 3 for row in rows)
+    if not valid or len(values) != extents or not all(0 < row[2] < 1e4 and max(map(abs, row)) < 1e4 for row in rows):
+        raise InputError(f"{path}: its centrings are {str(values)[:80]}, expected down, across and variance of each")
+    return [row and tuple(row) for row in values]
 
 
 def _lists(value: Any) -> bool:

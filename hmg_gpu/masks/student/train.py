@@ -21,6 +21,7 @@ from hmg_gpu.data.batches import mix_seed
 from hmg_gpu.data.record import Record, differences, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
+from hmg_gpu.masks.student.centring import Centring, find_centring
 from hmg_gpu.masks.student.crops import gather, normalise, turned_offsets
 from hmg_gpu.masks.student.lessons import lesson_masks
 from hmg_gpu.masks.student.network import CropNet, sibling
@@ -172,6 +173,9 @@ def train_student(
         if not settings.threshold:
             student = Student(networks, settings, _best_level(student, courses))
         student = Student(networks, settings, student.threshold, placements=_placements(student, courses))
+        student = Student(
+            networks, settings, student.threshold, placements=student.placements, centrings=_centrings(student, courses)
+        )
         if on_round is not None:
             on_round(student)
     student.learned_from = tuple(map(record_of, sets))
@@ -226,6 +230,14 @@ def _placements(student: Student, courses: Sequence[Course]) -> dict[int, Placem
     alone = _unlinked(student)
     return {
         extent: find_placement(torch.cat([alone.each(one.data, one.pmg) for one in courses if one.extent == extent]))
+        for extent in student.networks
+    }
+
+
+def _centrings(student: Student, courses: Sequence[Course]) -> dict[int, Centring | None]:
+    """Where masks of each extent have their centroids against the points, with one threshold for all."""
+    return {
+        extent: find_centring(torch.cat([student.each(one.data, one.pmg) for one in courses if one.extent == extent]))
         for extent in student.networks
     }
 
