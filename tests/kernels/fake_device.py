@@ -167,7 +167,7 @@ def test_a_step_of_the_student_does_not_synchronise(fake_device: str) -> None:
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_learned_masks_hold_no_synchronisation(flips: bool, fake_device: str, monkeypatch) -> None:
-    """Crops, normalisation, the network, each point's own pixels, and pasting; hard and soft."""
+    """Crops, normalisation, the network, each point's threshold and own pixels, and pasting; hard and soft."""
     monkeypatch.setenv("HMG_BACKEND", "triton")
     model = CropNet()
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -179,7 +179,7 @@ def test_learned_masks_hold_no_synchronisation(flips: bool, fake_device: str, mo
             return torch.empty(shape, dtype=dtype, device=fake_device)
 
         weights = {name: empty(*value.shape, dtype=value.dtype) for name, value in state.items()}
-        student.placements = {8: ()}
+        student.placements, student.centrings = {8: ()}, {8: (0.5, 0.5, 0.2) if flips else None}
         student.networks = {8: [lambda crops: torch.func.functional_call(model, weights, (crops,))]}
         data = ImageSet(list("abc"), empty(3, 64, 48, dtype=torch.uint8), empty(3, 2), empty(9, 3))
         with NoSynchronisation():

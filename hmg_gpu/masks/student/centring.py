@@ -64,12 +64,13 @@ def find_levels(probabilities: Tensor, threshold: float, link: float, centring: 
     best = torch.full_like(probabilities[:, :1, :1], threshold)
     if centring is None:
         return best
-    place = torch.tensor(centring[:2], device=probabilities.device)
+    down, across, variance = centring
     lowest = torch.full_like(best[:, 0, 0], torch.inf)
     for step in sorted(STEPS, key=abs):  # of two that are alike the nearer one
         level = 1 / (1 + math.exp(-logit(threshold) - step)) if step else threshold
         pixels, usable, _ = own_pixels(probabilities, level, link)
-        cost = (centroids(pixels) - place).square().sum(1) / centring[2] + (step / DEVIATION) ** 2
+        y, x = centroids(pixels).unbind(1)
+        cost = ((y - down).square() + (x - across).square()) / variance + (step / DEVIATION) ** 2
         better = (usable | (step == 0)) & (cost < lowest)
         lowest = torch.where(better, cost, lowest)
         best = torch.where(better[:, None, None], level, best)

@@ -173,9 +173,7 @@ def train_student(
         if not settings.threshold:
             student = Student(networks, settings, _best_level(student, courses))
         student = Student(networks, settings, student.threshold, placements=_placements(student, courses))
-        student = Student(
-            networks, settings, student.threshold, placements=student.placements, centrings=_centrings(student, courses)
-        )
+        student.centrings = _centrings(student, courses)
         if on_round is not None:
             on_round(student)
     student.learned_from = tuple(map(record_of, sets))
