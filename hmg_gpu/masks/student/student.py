@@ -156,7 +156,9 @@ class Student:
 
     def digest(self) -> str:
         """SHA-256 of all that decides its masks: weights, settings, threshold, placements and centrings."""
-        placed = [*self.placements.values(), BETWEEN, APART, *self.centrings.values(), DEVIATION]
+        placed = [*self.placements.values(), BETWEEN, APART]
+        if any(self.centrings.values()):  # a file from before them keeps its digest
+            placed += [*self.centrings.values(), DEVIATION]
         text = json.dumps([asdict(self.settings), [*self.networks], self.threshold, placed])
         checksum = hashlib.sha256(text.encode())
         for network in (network for family in self.networks.values() for network in family):
