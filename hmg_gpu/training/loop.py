@@ -44,6 +44,7 @@ from hmg_gpu.training.state import (
     check_trained,
     difference,
     keep_previous,
+    load_optimizer,
 )
 from hmg_gpu.training.step import TrainingStep, centres, check_step, in_channels_last, synchronised
 from hmg_gpu.training.watch import diagnose, watch_labels
@@ -504,16 +505,7 @@ class Training:
             self.negatives = negatives
         if trained is not None:
             self.model.load_state_dict(trained)
-        parameters = self.optimizer.param_groups[0]["params"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                if value.dim():  # in the parameter's memory layout: the fused optimiser walks both as they lie
-                    value = torch.empty_like(parameters[int(number)]).copy_(value)
-                state.setdefault(int(number), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizer(self.optimizer, tensors)
         self.totals.zero_()
         if self.team.rank == 0:  # the sum over the ranks, whose number may have changed
             self.totals.copy_(tensors["totals"])

@@ -67,6 +67,19 @@ def check_state(
             require(others <= tensors.keys(), name)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take up an optimiser's state, checked by :func:`check_state`."""
+    parameters = optimizer.param_groups[0]["params"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            if value.dim():  # in the parameter's memory layout: the fused optimiser walks both as they lie
+                value = torch.empty_like(parameters[int(number)]).copy_(value)
+            state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def check_labels(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse labels of a rule that evolves which do not belong to the masks beside them.
 
