@@ -15,7 +15,7 @@ from hmg_gpu.masks.student.centring import DEVIATION, find_centring, find_levels
 from hmg_gpu.masks.student.crops import own_pixels
 from hmg_gpu.masks.student.network import CropNet
 from hmg_gpu.masks.student.placement import centroids
-from hmg_gpu.masks.student.student import Student, StudentSettings
+from hmg_gpu.masks.student.student import DOUBT, Student, StudentSettings
 from hmg_gpu.masks.student.train import train_student
 from hmg_gpu.models.checkpoints import read_description, read_tensors, save_checkpoint
 
@@ -129,6 +129,12 @@ def test_a_student_uses_keeps_and_checks_its_centring(tmp_path: Path) -> None:
     pixels, usable, expected = own_pixels(values, levels, settings.link)
     assert torch.equal(used, expected) and torch.equal(masks[usable], pixels[usable])
     assert torch.equal(centred.soft_masks(data, pmg) >= 0.5, centred.masks(data, pmg))
+    # Confidence: that of the same masks without a centring, less for centroids that lie elsewhere.
+    wide = Student(networks, settings, centrings={8: (0.5, 0.5, 1e3)})
+    assert torch.equal(wide.each(data, pmg), plain.each(data, pmg))
+    away = (centroids(plain.each(data, pmg)) - 0.5).square().sum(1) / 1e3
+    torch.testing.assert_close(wide.confidence(data, pmg), plain.confidence(data, pmg) * (-DOUBT * away).exp())
+    assert (away > 0).any() and (wide.confidence(data, pmg) <= plain.confidence(data, pmg)).all()
     assert centred.member(0).centrings == centred.centrings
     path = tmp_path / "student.safetensors"
     centred.save(path)

@@ -53,6 +53,15 @@ def find_centring(masks: Tensor) -> Centring | None:
     return (*place.tolist(), max(float(variance), 0.01))
 
 
+def deviations(masks: Tensor, centring: Centring | None) -> Tensor:
+    """Squared distances of masks' centroids from where the set has them, in variances: float32 [P]; 0 if unknown."""
+    if centring is None:
+        return torch.zeros(len(masks), device=masks.device)
+    down, across, variance = centring
+    y, x = centroids(masks).unbind(1)
+    return ((y - down).square() + (x - across).square()) / variance
+
+
 def find_levels(probabilities: Tensor, threshold: float, link: float, centring: Centring | None) -> Tensor:
     """The threshold of each target, before it falls with the area: float32 [P, 1, 1].
 
@@ -64,13 +73,11 @@ def find_levels(probabilities: Tensor, threshold: float, link: float, centring: 
     best = torch.full_like(probabilities[:, :1, :1], threshold)
     if centring is None:
         return best
-    down, across, variance = centring
     lowest = torch.full_like(best[:, 0, 0], torch.inf)
     for step in sorted(STEPS, key=abs):  # of two that are alike the nearer one
         level = 1 / (1 + math.exp(-logit(threshold) - step)) if step else threshold
         pixels, usable, _ = own_pixels(probabilities, level, link)
-        y, x = centroids(pixels).unbind(1)
-        cost = ((y - down).square() + (x - across).square()) / variance + (step / DEVIATION) ** 2
+        cost = deviations(pixels, centring) + (step / DEVIATION) ** 2
         better = (usable | (step == 0)) & (cost < lowest)
         lowest = torch.where(better, cost, lowest)
         best = torch.where(better[:, None, None], level, best)

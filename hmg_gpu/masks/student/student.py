@@ -43,7 +43,7 @@ from hmg_gpu.common.threads import map_groups
 from hmg_gpu.data.record import Record, data_digest, find_record, in_words
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
-from hmg_gpu.masks.student.centring import DEVIATION, Centring, find_levels
+from hmg_gpu.masks.student.centring import DEVIATION, Centring, deviations, find_levels
 from hmg_gpu.masks.student.crops import (
     full_sizes,
     gather,
@@ -65,6 +65,7 @@ ASIDE = 64  # points on either side of them that may lie in the same image
 NETS = 256  # crops at a time through a network that does not train
 EXTENTS = 64  # that one student may have learned from
 APART = "neighbours apart, 1"  # how masks come about beside the settings; another text where that changes
+DOUBT = 0.01  # of a mask, for each squared deviation of its centroid; chosen with NUAA-SIRST's and NUDT-SIRST's truth
 NEAR = 2  # pixels around a mask whose probabilities tell how sure it is
 VIEWS = (0, 7, 1, 6, 2, 5, 3, 4)  # of a crop, each pair from opposite sides; the networks share them
 
@@ -324,9 +325,10 @@ class Student:
         """How sure each point's mask is, without ground truth: float32 [P] in [0, 1], in the points' order.
 
         The soft IoU of the mask (:meth:`each`) with each network's probabilities near it, and the mean over the
-        networks. It is low where one network doubts, and where networks differ.
+        networks; times what the point says, where the set's centring is known (``centring.py``). It is low where one
+        network doubts, where networks differ, and where the mask's centroid is not where the point is.
 
-            sum(p m) / (sum(m) + sum(p (1 - m)))
+            sum(p m) / (sum(m) + sum(p (1 - m)))  *  exp(-DOUBT d^2),  d the centroid's deviations
 
         Args:
             data, pmg: as :meth:`masks`.
@@ -346,6 +348,7 @@ class Student:
                 own = self._placed(mean, own, extent) * near
                 hit = (own * mask).sum((1, 2))
                 result[rows] += hit / (mask.sum((1, 2)) + own.sum((1, 2)) - hit).clamp(min=1e-6) / len(values)
+            result[rows] *= (-DOUBT * deviations(mask, self.centrings[self.nearest(extent)])).exp()
         return result
 
     def soft_masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
