@@ -130,9 +130,9 @@ def test_a_student_uses_keeps_and_checks_its_centring(tmp_path: Path) -> None:
     assert torch.equal(used, expected) and torch.equal(masks[usable], pixels[usable])
     assert torch.equal(centred.soft_masks(data, pmg) >= 0.5, centred.masks(data, pmg))
     # Confidence: that of the same masks without a centring, less for centroids that lie elsewhere.
-    wide = Student(networks, settings, centrings={8: (0.5, 0.5, 1e3)})
+    wide = Student(networks, settings, centrings={8: (0.5, 0.5, 30.0)})
     assert torch.equal(wide.each(data, pmg), plain.each(data, pmg))
-    away = (centroids(plain.each(data, pmg)) - 0.5).square().sum(1) / 1e3
+    away = (centroids(plain.each(data, pmg)) - 0.5).square().sum(1) / 30.0**2
     torch.testing.assert_close(wide.confidence(data, pmg), plain.confidence(data, pmg) * (-DOUBT * away).exp())
     assert (away > 0).any() and (wide.confidence(data, pmg) <= plain.confidence(data, pmg)).all()
     assert centred.member(0).centrings == centred.centrings

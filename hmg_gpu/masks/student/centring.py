@@ -21,6 +21,7 @@ from hmg_gpu.masks.student.placement import LEAST, centroids
 
 DEVIATION = 1 / 3  # of a threshold's logit, normal
 STEPS = tuple(0.2 * step for step in range(-9, 10))  # that a threshold's logit may move by
+LEAST_VARIANCE = 1 / 12  # of points that are rounded to pixels, in each direction
 
 Centring = tuple[float, float, float]  # centroids against the points: down, across, their variance in pixels^2
 
@@ -42,21 +43,19 @@ def find_centring(masks: Tensor) -> Centring | None:
         >>> from hmg_gpu.masks.student.centring import find_centring
         >>> masks = torch.zeros(40, 9, 9, dtype=torch.bool)
         >>> masks[:20, 4, 4:6] = masks[20:, 4, 5] = True  # centroids half a pixel and a pixel to the right
-        >>> find_centring(masks)
-        (0.0, 0.5, 0.01)
+        >>> [round(value, 3) for value in find_centring(masks)]
+        [0.0, 0.5, 0.083]
     """
     found = centroids(masks)[masks.flatten(1).any(1)].cpu()
     if len(found) < LEAST:
         return None
     place = found.median(0).values
     variance = (found - place).square().sum(1).median() / (2 * math.log(2))
-    return (*place.tolist(), max(float(variance), 0.01))
+    return (*place.tolist(), max(float(variance), LEAST_VARIANCE))
 
 
-def deviations(masks: Tensor, centring: Centring | None) -> Tensor:
-    """Squared distances of masks' centroids from where the set has them, in variances: float32 [P]; 0 if unknown."""
-    if centring is None:
-        return torch.zeros(len(masks), device=masks.device)
+def deviations(masks: Tensor, centring: Centring) -> Tensor:
+    """Squared distances of masks' centroids from where the set has them, in variances: float32 [P]."""
     down, across, variance = centring
     y, x = centroids(masks).unbind(1)
     return ((y - down).square() + (x - across).square()) / variance

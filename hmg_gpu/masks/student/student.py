@@ -65,7 +65,7 @@ ASIDE = 64  # points on either side of them that may lie in the same image
 NETS = 256  # crops at a time through a network that does not train
 EXTENTS = 64  # that one student may have learned from
 APART = "neighbours apart, 1"  # how masks come about beside the settings; another text where that changes
-DOUBT = 0.01  # of a mask, for each squared deviation of its centroid; chosen with NUAA-SIRST's and NUDT-SIRST's truth
+DOUBT = 0.002  # of a mask by its centroid; chosen with the ground truth of NUAA-SIRST and NUDT-SIRST
 NEAR = 2  # pixels around a mask whose probabilities tell how sure it is
 VIEWS = (0, 7, 1, 6, 2, 5, 3, 4)  # of a crop, each pair from opposite sides; the networks share them
 
@@ -328,13 +328,16 @@ class Student:
         networks; times what the point says, where the set's centring is known (``centring.py``). It is low where one
         network doubts, where networks differ, and where the mask's centroid is not where the point is.
 
-            sum(p m) / (sum(m) + sum(p (1 - m)))  *  exp(-DOUBT d^2),  d the centroid's deviations
+            sum(p m) / (sum(m) + sum(p (1 - m)))  *  exp(-DOUBT d^2 / s^4)
+
+        for a centroid d away where the set's centroids have the variance s^2: the more they scatter, the less it says.
 
         Args:
             data, pmg: as :meth:`masks`.
         """
         result = torch.zeros(len(data.points), device=data.images.device)
         done, extent = 0, pmg.fit(data).extent
+        centring = self.centrings[self.nearest(extent)]
         for values in self.by_member(data.images, data.points, extent, data.sizes):
             rows = slice(done, done + values.shape[1])
             done = rows.stop
@@ -348,7 +351,8 @@ class Student:
                 own = self._placed(mean, own, extent) * near
                 hit = (own * mask).sum((1, 2))
                 result[rows] += hit / (mask.sum((1, 2)) + own.sum((1, 2)) - hit).clamp(min=1e-6) / len(values)
-            result[rows] *= (-DOUBT * deviations(mask, self.centrings[self.nearest(extent)])).exp()
+            if centring is not None:
+                result[rows] *= (-DOUBT * deviations(mask, centring) / centring[2]).exp()
         return result
 
     def soft_masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
