@@ -31,7 +31,7 @@ from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
 from hmg_gpu.masks.update import false_alarms
 from hmg_gpu.models import build_model
-from hmg_gpu.models.checkpoints import MODEL_PREFIX, read_description, read_tensors, save_checkpoint
+from hmg_gpu.models.checkpoints import MODEL_PREFIX, save_checkpoint
 from hmg_gpu.models.predict import predict
 from hmg_gpu.models.weights import load_weights
 from hmg_gpu.training.settings import Settings
@@ -42,9 +42,9 @@ from hmg_gpu.training.state import (
     check_negatives,
     check_state,
     check_trained,
-    difference,
     keep_previous,
     load_optimizer,
+    open_state,
 )
 from hmg_gpu.training.step import TrainingStep, centres, check_step, in_channels_last, synchronised
 from hmg_gpu.training.watch import diagnose, watch_labels
@@ -52,7 +52,6 @@ from hmg_gpu.updater import MaskUpdater
 from hmg_gpu.updater.report import MaskChanges
 
 STAGES = ("stage 1", "stage 2")
-STATE = {"totals", "masks.current"}  # what a checkpoint needs besides weights so that a run can go on
 
 
 class StopRequest(HMGError):
@@ -126,6 +125,7 @@ class Training:
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu() if self.updater else centres(train)
+        self._wants_negatives = settings.hard_negatives > 0 and settings.epochs[1] > 0
         self.negatives = self._points[:0]  # where stage 2 sees hard negatives: int64 [A, 3] on the CPU
         self.record = record_of(train, self.masks)
         self._new_network()
@@ -317,10 +317,6 @@ class Training:
             self._find_negatives(changes.prediction)
         return changes
 
-    @property
-    def _wants_negatives(self) -> bool:
-        return self.settings.hard_negatives > 0 and self.settings.epochs[1] > 0
-
     def _find_negatives(self, prediction: Tensor) -> None:
         """Hard negatives: the components of a prediction of the training images that FAF erases (HMG Sec. 3.2.1)."""
         points, sizes = self._points.to(self.device), self.train.sizes
@@ -462,20 +458,7 @@ class Training:
             InputError: there is none, or it belongs to other data or settings.
         """
         path = self.folder / "last.safetensors"
-        description = read_description(path)
-        tensors = read_tensors(path)
-        if description is None or not (self.describe().keys() <= description.keys() and tensors.keys() >= STATE):
-            raise InputError(
-                f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
-            )
-        theirs = asdict(Settings.from_dict(description["settings"]))
-        for key, value, ours in (
-            ("settings", theirs, asdict(self.settings)),
-            ("dataset", description["dataset"], self.train.dataset),
-            ("masks", description["masks"], self.describe()["masks"]),
-        ):
-            if value != ours:
-                raise InputError(f"{path}: {difference(key, value, ours)}; resume with the run's own")
+        description, tensors = open_state(path, self.describe(), self.settings)
         changed = check_data(path, tensors, self.record, go_on=changed_data)
         if tensors["masks.current"].shape != self.masks.shape:
             raise InputError(
@@ -494,15 +477,15 @@ class Training:
         evolves = self.updater is not None and self.updater.rule.evolves
         if evolves:
             check_labels(path, tensors)
-        negatives = check_negatives(path, tensors, self.train.host_sizes) if self.settings.hard_negatives else None
+        mined = self.settings.hard_negatives > 0
+        negatives = check_negatives(path, tensors, self.train.host_sizes) if mined else self.negatives
         trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.over = description["over"]
         self.results, self.warned = description["results"], description["warned"]
         self.data_changed = description["data_changed"] + changed
         load_weights(self.network, path)
-        if negatives is not None:
-            self.negatives = negatives
+        self.negatives = negatives
         if trained is not None:
             self.model.load_state_dict(trained)
         load_optimizer(self.optimizer, tensors)

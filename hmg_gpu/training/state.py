@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,35 @@ from hmg_gpu.data.record import differences, find_record, record_of, same_images
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks import to_masks
 from hmg_gpu.models.checkpoints import quote, read_description, read_tensors, write_sidecar
+from hmg_gpu.training.settings import Settings
 
 TRAINED = "trained."  # the weights that are trained, where those that predict are their average
+STATE = {"totals", "masks.current"}  # what a checkpoint needs besides weights so that a run can go on
 PREVIOUS = "previous.safetensors"  # beside last.safetensors: the one before it
+
+
+def open_state(path: Path, mine: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a run's state: its description and tensors.
+
+    Args:
+        mine: the description of the run that takes it up. settings: that run's.
+
+    Raises:
+        InputError: there is none, or it belongs to other settings, another set or other masks.
+    """
+    description, tensors = read_description(path), read_tensors(path)
+    if description is None or not (mine.keys() <= description.keys() and tensors.keys() >= STATE):
+        raise InputError(
+            f"{path}: not the state of a run of train.py (bare weights cannot be resumed); give a run's folder"
+        )
+    theirs = asdict(Settings.from_dict(description["settings"]))
+    for key, value, ours in (
+        ("settings", theirs, asdict(settings)),
+        *((key, description[key], mine[key]) for key in ("dataset", "masks")),
+    ):
+        if value != ours:
+            raise InputError(f"{path}: {_difference(key, value, ours)}; resume with the run's own")
+    return description, tensors
 
 
 def check_state(
@@ -201,7 +228,7 @@ def recover(path: str | os.PathLike) -> str | None:
         return f"{error}; it is skipped: going on from the checkpoint before it, {place}"
 
 
-def difference(key: str, theirs: Any, mine: Any) -> str:
+def _difference(key: str, theirs: Any, mine: Any) -> str:
     """The first place in which a checkpoint's description and this run differ, in words."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         name = next(name for name in (theirs | mine) if theirs.get(name) != mine.get(name))
