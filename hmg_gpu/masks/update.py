@@ -102,8 +102,7 @@ def false_alarms(prediction: Tensor, points: Tensor, *, radius: int = 30, sizes:
     """
     _check(prediction, points, radius, sizes, None)
     components = connected_components(prediction, sizes)
-    erased = ~plain.near_a_point(components, points, radius, sizes)
-    return torch.cat((components.image[:, None], components.centroids.round().long()), dim=1)[erased]
+    return components.places[~plain.near_a_point(components, points, radius, sizes)]
 
 
 @torch.no_grad()

@@ -57,6 +57,11 @@ class Components:
         """float64 [K, 2], rows (y, x) in pixels; the centre of a pixel is its integer coordinate."""
         return torch.stack((self.sum_y, self.sum_x), dim=1).double() / self.area[:, None]
 
+    @property
+    def places(self) -> Tensor:
+        """int64 [K, 3], rows (image, y, x): the centroids rounded to pixels."""
+        return torch.cat((self.image[:, None], self.centroids.round().long()), dim=1)
+
     def labels(self) -> Tensor:
         """int64 [B, H, W]: 0 for background, k + 1 for component k."""
         plane = self.pixels.new_zeros(self.shape)

@@ -477,8 +477,9 @@ class Training:
         evolves = self.updater is not None and self.updater.rule.evolves
         if evolves:
             check_labels(path, tensors)
-        mined = self.settings.hard_negatives > 0
-        negatives = check_negatives(path, tensors, self.train.host_sizes) if mined else self.negatives
+        negatives = self.negatives
+        if self.settings.hard_negatives:
+            negatives = check_negatives(path, tensors, self.train.host_sizes)
         trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.over = description["over"]

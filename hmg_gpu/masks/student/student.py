@@ -45,6 +45,7 @@ from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks.makers.pmg import Pmg
 from hmg_gpu.masks.student.centring import DEVIATION, Centring, deviations, find_levels
 from hmg_gpu.masks.student.crops import (
+    choose,
     full_sizes,
     gather,
     normalise,
@@ -279,11 +280,9 @@ class Student:
         areas = own_pixels(mean, self.threshold, 1.0)[0].sum((1, 2))
         return place(values, areas, placement, self.threshold)
 
-    def _own_pixels(self, probabilities: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`own_pixels`, each target with the threshold that its point asks for."""
-        link = self.settings.link
-        levels = find_levels(probabilities, self.threshold, link, self.centrings[self.nearest(extent)])
-        return own_pixels(probabilities, levels, link)
+    def _levels(self, probabilities: Tensor, extent: int) -> Tensor:
+        """The threshold that each target's point asks for: float32 [P, 1, 1]."""
+        return find_levels(probabilities, self.threshold, self.settings.link, self.centrings[self.nearest(extent)])
 
     def masks(self, data: ImageSet, pmg: Pmg) -> Tensor:
         """Masks of a set, united per image.
@@ -317,7 +316,7 @@ class Student:
         fallback = masks_around(data, self.settings.radius, pmg)
         extent = pmg.fit(data).extent
         probabilities = self.probabilities(data.images, data.points, extent=extent, sizes=data.sizes)
-        pixels, usable, level = self._own_pixels(probabilities, extent)
+        pixels, usable, level = own_pixels(probabilities, self._levels(probabilities, extent), self.settings.link)
         usable = usable[:, None, None]
         return torch.where(usable, pixels, fallback), torch.where(usable, probabilities, fallback.float()), level
 
@@ -344,8 +343,8 @@ class Student:
             mean = values.mean(0)
             part = replace(data, points=data.points[rows])
             fallback = masks_around(part, self.settings.radius, pmg)
-            pixels, usable, _ = self._own_pixels(self._placed(mean, mean, extent), extent)
-            mask = torch.where(usable[:, None, None], pixels, fallback).float()
+            placed = self._placed(mean, mean, extent)
+            mask = choose(placed, fallback, self._levels(placed, extent), self.settings.link).float()
             near = F.max_pool2d(mask[:, None], 2 * NEAR + 1, 1, NEAR)[:, 0]
             for own in values:
                 own = self._placed(mean, own, extent) * near
