@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def draw_epoch(
         patch_size: side of the crop in pixels.
         positive: share of the crops that hold a point of their image, if it has any; the others lie anywhere.
         points: int64 [P, 3] on the CPU, rows (image, y, x), sorted; for ``positive``.
-        images: int64 [n] on the CPU, the only images to draw from; None: all N of them.
+        images: int64 [n] on the CPU, the only images to draw from, and whose negatives count; None: all N of them.
         jitter: J: each crop's normalised intensities are multiplied by ``exp(J u)``, then ``J v`` is added; u and v are
             uniform in -1 to 1. The other columns do not depend on it.
         margin: crops may reach so many pixels, but not by more than half, beyond the bottom and the right border, where
@@ -60,8 +61,9 @@ def draw_epoch(
     order = torch.randperm(count, generator=generator)
     order = order if images is None else images[order]
     row = torch.full((count,), -1)  # of each crop's negative
-    if negative and negatives is not None and len(negatives):
-        more = torch.randint(len(negatives), (math.ceil(negative * count),), generator=generator)
+    negatives = _among(negatives, images)
+    if (extra := _extra_crops(count, negatives, negative)) > 0:
+        more = torch.randint(len(negatives), (extra,), generator=generator)
         order, row = torch.cat((order, negatives[more, 0])), torch.cat((row, more))
         mixed = torch.randperm(len(order), generator=generator)
         order, row = order[mixed], row[mixed]
@@ -86,6 +88,31 @@ def draw_epoch(
         light = (ONE * torch.stack((gain.exp(), offset), dim=1)).round().long()
     plan = torch.cat((order[:, None], torch.minimum(corner, last), flips, light), dim=1)
     return plan.view(steps, batch_size, len(PLAN))
+
+
+def count_steps(count: int, batch_size: int, images: Tensor | None, negatives: Tensor | None, negative: float) -> int:
+    """How many steps :func:`draw_epoch` gives an epoch of N = ``count`` images; the other arguments are its own."""
+    drawn = count if images is None else len(images)
+    return -(-(drawn + _extra_crops(drawn, _among(negatives, images), negative)) // batch_size)
+
+
+def are_places(places: Any, sizes: Tensor) -> bool:
+    """Whether something is int64 [A, 3] on the CPU, rows (image, y, x) within images of ``sizes`` (int64 [N, 2])."""
+    if not isinstance(places, Tensor) or places.dtype != torch.int64 or places.dim() != 2 or places.shape[1] != 3:
+        return False
+    known = bool((places >= 0).all() and (places[:, 0] < len(sizes)).all())
+    return known and bool((places[:, 1:] < sizes[places[:, 0]]).all())
+
+
+def _among(negatives: Tensor | None, images: Tensor | None) -> Tensor:
+    """The negatives in these images: int64 [A, 3]; none where there are none."""
+    if negatives is None:
+        return torch.zeros(0, 3, dtype=torch.int64)
+    return negatives if images is None else negatives[torch.isin(negatives[:, 0], images)]
+
+
+def _extra_crops(count: int, negatives: Tensor, negative: float) -> int:
+    return math.ceil(negative * count) if len(negatives) else 0
 
 
 def _around_points(

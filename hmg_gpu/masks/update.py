@@ -20,8 +20,8 @@ from hmg_gpu.common.checks import (
     check_same,
     check_sizes,
 )
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.plain import update as plain
-from hmg_gpu.plain.components import connected_components
 
 
 @torch.no_grad()

@@ -226,7 +226,6 @@ class Training:
         """Train an epoch from the present step to its end; its mean loss."""
         settings, team = self.settings, self.team
         pool = None if self.updater is None else self.updater.pool
-        negatives = self.negatives if pool is None else self.negatives[torch.isin(self.negatives[:, 0], pool)]
         seed = mix_seed(settings.seed, self.stage)
         plan = draw_epoch(
             self.train.host_sizes,
@@ -239,7 +238,7 @@ class Training:
             images=pool,
             jitter=settings.jitter,
             margin=settings.margin,
-            negatives=negatives,
+            negatives=self.negatives,
             negative=settings.hard_negatives,
         ).tensor_split(team.ranks, dim=1)[team.rank]
         plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 8]

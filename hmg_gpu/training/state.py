@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_beside
+from hmg_gpu.data.batches import are_places
 from hmg_gpu.data.record import differences, find_record, record_of, same_images
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.masks import to_masks
@@ -130,9 +131,7 @@ def check_negatives(path: Path, tensors: Mapping[str, Tensor], sizes: Tensor) ->
         InputError: they are missing, of another type or shape, or outside their images.
     """
     found = tensors.get("negatives.current")
-    good = found is not None and found.dtype == torch.int64 and found.dim() == 2 and found.shape[1] == 3
-    good = good and bool((found >= 0).all() and (found[:, 0] < len(sizes)).all())
-    _require(path, good and bool((found[:, 1:] < sizes[found[:, 0]]).all()), "negatives.current")
+    _require(path, are_places(found, sizes), "negatives.current")
     return found
 
 

@@ -13,7 +13,7 @@ from hmg_gpu.common.checks import at_least
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.parallel import position
 from hmg_gpu.common.tensors import to_device
-from hmg_gpu.data.batches import cut_crops, draw_epoch, to_targets
+from hmg_gpu.data.batches import are_places, count_steps, cut_crops, draw_epoch, to_targets
 from hmg_gpu.data.sets import ImageSet
 
 
@@ -42,9 +42,13 @@ class MaskLoader:
             :func:`hmg_gpu.data.batches.draw_epoch`.
         margin: pixels by which crops may reach beyond the bottom and right border, where networks see padding in whole
             images, too; the same as there.
+        hard_negatives: so many crops more an epoch, as a share of the images, once there are ``negatives``; each holds
+            one of them. ``train.py`` has 0.25.
+        negatives: int64 [A, 3], rows (image, y, x): places that an epoch shows again, such as the ``false_alarms`` of
+            an update. Set them between two epochs, and save them beside ``epoch``; the loader's length changes.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number out of its range, or negatives that are none.
 
     Yields:
         float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S], on the updater's device: 0 and 1, or
@@ -59,9 +63,11 @@ class MaskLoader:
     positive: float = 0.0
     jitter: float = 0.0
     margin: int = 0
+    hard_negatives: float = 0.0
+    negatives: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("positive", 1), ("jitter", 2)):
+        for name, most in (("positive", 1), ("jitter", 2), ("hard_negatives", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
         at_least(0, **{"loader: margin": self.margin})
@@ -73,8 +79,8 @@ class MaskLoader:
         len(self)  # refuses a pool of nothing
 
     def __len__(self) -> int:
-        pool = self.updater.pool
-        return -(-len(self.updater if pool is None else pool) // (self.batch_size * position()[1]))
+        batch = self.batch_size * position()[1]
+        return count_steps(len(self.updater), batch, self.updater.pool, self._places(), self.hard_negatives)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.epoch += 1  # when the first batch is taken: some trainers ask for an iterator that they never use
@@ -86,8 +92,21 @@ class MaskLoader:
         batch = self.batch_size * ranks
         crops = {name: getattr(self, name) for name in ("positive", "jitter", "margin")}
         crops |= {"points": self._points, "images": updater.pool}
+        crops |= {"negatives": self._places(), "negative": self.hard_negatives}
         plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
         plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:
             images, masks = cut_crops(updater.data, updater.targets, rows, self.patch_size)
             yield images, to_targets(masks)
+
+    def _places(self) -> Tensor | None:
+        """The negatives, on the CPU."""
+        if self.negatives is None or not self.hard_negatives:
+            return None
+        places = self.negatives.cpu() if isinstance(self.negatives, Tensor) else None
+        if not are_places(places, self.updater.data.host_sizes):
+            raise InputError(
+                "loader: negatives are not int64 [A, 3], rows (image, y, x) of places in the set's images; take the "
+                "false_alarms of an update of the whole set"
+            )
+        return places

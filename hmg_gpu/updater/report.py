@@ -11,6 +11,7 @@ from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks import Evidence, Rule
 from hmg_gpu.masks.components import connected_components
+from hmg_gpu.masks.update import false_alarms
 from hmg_gpu.models.foreign import Output
 from hmg_gpu.plain.update import near_a_point
 
@@ -85,7 +86,7 @@ class MaskChanges:
         masks: float32 0 and 1 in the shape of the prediction (``update_one`` only); on the device, never read.
 
     Raises:
-        InputError: reading any of the counts, where values contradict what ``output`` promised.
+        InputError: reading any of the counts or false_alarms, where values contradict what ``output`` promised.
     """
 
     def __init__(
@@ -114,6 +115,15 @@ class MaskChanges:
     def filtered(self) -> Tensor:
         """The prediction after the false alarm filter: bool [b, H, W], on the device."""
         return self._rule.filtered(Evidence(self.prediction, self._points, self._sizes, self._initial, self._initial))
+
+    @property
+    def false_alarms(self) -> Tensor:
+        """Centroids of the components that FAF erased, for ``MaskLoader.negatives``: int64 [A, 3], on the device.
+
+        Rows (image, y, x), rounded to pixels; ``image`` counts the images of the update.
+        """
+        self._read("ignored")  # refuses values that contradict what was promised
+        return false_alarms(self.prediction, self._points, radius=self._rule.radius, sizes=self._sizes)
 
     def _read(self, name: str) -> int:
         if not self._values:
