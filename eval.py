@@ -32,7 +32,7 @@ from hmg_gpu.evaluation.paper import Report, paper_points, sort_checkpoints
 from hmg_gpu.evaluation.pictures import PICKS, draw_sheet
 from hmg_gpu.evaluation.plots import plot_detector, plot_sides, plot_sweep, require_matplotlib
 from hmg_gpu.evaluation.runs import read_run, runs_markdown, runs_rows, runs_tables
-from hmg_gpu.evaluation.tables import mask_table, size_table, sweep_csv, target_tables
+from hmg_gpu.evaluation.tables import lost_in_words, mask_table, size_table, sweep_csv, target_tables
 from hmg_gpu.evaluation.targets import MEANING
 from hmg_gpu.masks import make_maker
 from hmg_gpu.models.predict import PADDINGS
@@ -69,6 +69,7 @@ def detector(options: argparse.Namespace, console: Console) -> None:
     name = "prompted" if options.point_prompt else "network"
     title = f"{options.checkpoint.name} on {inputs.title}, threshold {options.threshold}"
     console.print(mask_table(title, {name: result}, pixel_fa=True))
+    say(console, lost_in_words(result["lost"]))
     inputs.save("detector.json", console, output=name, result=result, curve=curve)
     if options.plots:
         plot_detector(inputs.folder / "detector.png", curve, options.threshold, f"{title}: {name}")

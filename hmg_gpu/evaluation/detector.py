@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.tensors import logit
 from hmg_gpu.data import ImageSet
+from hmg_gpu.evaluation.losses import LOSSES, lost_pixels
 from hmg_gpu.evaluation.metrics import DetectionMetrics
 from hmg_gpu.masks import Evidence, Maker, Rule, Union
 from hmg_gpu.models.network import Network
@@ -26,7 +27,7 @@ def measure_detector(
     maker: Maker | None = None,
     rule: Rule | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """A network on a test set, at every threshold in one pass (HMG Tables 1 and 5).
 
     Args:
@@ -35,8 +36,8 @@ def measure_detector(
         rule: of the point prompt; None: the paper's.
 
     Returns:
-        For each threshold what ``DetectionMetrics.compute`` gives, with ``threshold`` and the pixels' ``precision`` and
-        ``recall``.
+        For each threshold what ``DetectionMetrics.compute`` gives, with ``threshold``, the pixels' ``precision`` and
+        ``recall``, and ``lost``: by each cause of :data:`hmg_gpu.evaluation.losses.LOSSES`, as shares of the union.
 
     Example:
         >>> import torch
@@ -51,13 +52,16 @@ def measure_detector(
         raise InputError(f"thresholds {list(thresholds)}: expected probabilities between 0 and 1")
     rule = rule or Union()
     metrics = [DetectionMetrics() for _ in thresholds]
+    lost = [torch.zeros(len(LOSSES), dtype=torch.int64, device=data.images.device) for _ in thresholds]
     for chunk in _predicted(network, data, maker, rule):
-        for threshold, counter in zip(thresholds, metrics, strict=True):
-            counter.update(chunk.masks(rule, threshold), chunk.part.masks, chunk.part.sizes)
+        for threshold, counter, pixels in zip(thresholds, metrics, lost, strict=True):
+            compared = (chunk.masks(rule, threshold), chunk.part.masks, chunk.part.sizes)
+            counter.update(*compared)
+            pixels += lost_pixels(*compared)
         progress(len(chunk.rows))
     return [
-        {"threshold": threshold} | _with_precision(counter.compute())
-        for threshold, counter in zip(thresholds, metrics, strict=True)
+        {"threshold": threshold} | _with_more(counter.compute(), pixels.tolist())
+        for threshold, counter, pixels in zip(thresholds, metrics, lost, strict=True)
     ]
 
 
@@ -124,10 +128,11 @@ def _predicted(network: Network, data: ImageSet, maker: Maker | None, rule: Rule
         yield _Chunk(rows, part, logits[:, :height, :width], *cut)
 
 
-def _with_precision(metrics: dict[str, float]) -> dict[str, float]:
-    hit, wrong = metrics["intersection"], metrics["pixel_false_alarms"]
-    target = metrics["union"] - wrong
+def _with_more(metrics: dict[str, float], lost: list[int]) -> dict[str, Any]:
+    hit, wrong, union = (metrics[name] for name in ("intersection", "pixel_false_alarms", "union"))
+    target = union - wrong
     return metrics | {
         "precision": hit / (hit + wrong) if hit + wrong else math.nan,
         "recall": hit / target if target else math.nan,
+        "lost": {name: pixels / union if union else math.nan for name, pixels in zip(LOSSES, lost, strict=True)},
     }

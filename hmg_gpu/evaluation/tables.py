@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from hmg_gpu.evaluation.losses import LOSSES
 from hmg_gpu.evaluation.targets import MEANING, describe_class
 
 DEFINITION = "IoU over the set; Pd, Fa as LESPS: 8-connected, centroids closer than 3 px, Fa from unmatched components"
@@ -37,6 +38,17 @@ def mask_table(title: str, rows: Mapping[str, Mapping[str, float]], *, pixel_fa:
             *[f"{1e6 * metrics['pixel_fa']:.2f}"][: int(pixel_fa)],
         )
     return table
+
+
+def lost_in_words(lost: Mapping[str, float]) -> str:
+    """What ``measure_detector`` says is lost, in a line.
+
+    Example:
+        >>> lost_in_words({"missed": 0.04, "false": 0.03, "small": 0.1, "large": 0.08})
+        'lost, % of the union: missed targets 4.0, false alarms 3.0, targets drawn too small 10.0, too large 8.0'
+    """
+    parts = (f"{text} {100 * lost[name]:.1f}" for name, text in LOSSES.items())
+    return f"lost, % of the union: {', '.join(parts)}"
 
 
 def size_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

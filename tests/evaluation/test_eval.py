@@ -28,6 +28,7 @@ from hmg_gpu.data import ImageSet, load_folder, read_mask, store, write_mask, wr
 from hmg_gpu.data.synthetic import make_split
 from hmg_gpu.evaluation import masks as evaluation
 from hmg_gpu.evaluation.detector import measure_detector
+from hmg_gpu.evaluation.losses import lost_pixels
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.evaluation.paper import Report, paper_numbers, paper_points, sort_checkpoints
 from hmg_gpu.evaluation.size_classes import joined_targets, size_classes, size_classes_of
@@ -208,6 +209,9 @@ def test_detector_at_every_threshold() -> None:
             assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-12)
             assert row["precision"] == pytest.approx(float((masks & data.masks).sum() / masks.sum()))
             assert row["recall"] == pytest.approx(float((masks & data.masks).sum() / data.masks.sum()))
+            lost = lost_pixels(masks, data.masks, data.sizes) / expected["union"]
+            assert [*row["lost"].values()] == pytest.approx(lost.tolist(), rel=1e-6)
+            assert sum(row["lost"].values()) == pytest.approx(1 - row["iou"], rel=1e-12)
     refused(lambda: measure_detector(network(data), data, [0.5, 1.0]), "thresholds", "between 0 and 1")
 
 
