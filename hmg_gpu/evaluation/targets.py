@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hmg_gpu.data import ImageSet
 from hmg_gpu.evaluation.size_classes import _component_at, _own_points
+from hmg_gpu.masks.components import connected_components
 from hmg_gpu.masks.student.crops import full_sizes, gather, window_positions
-from hmg_gpu.plain.components import connected_components
 
 RADIUS = 31  # of the windows around points in which targets are described, pixels
 GROUP = 1024  # windows held at a time

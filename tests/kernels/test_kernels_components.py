@@ -17,10 +17,14 @@ import torch
 from cases import ADVERSARIAL_MASKS, SEEDS, cut, pad, random_mask, random_shape, spiral, sweep
 from scipy import ndimage
 
+from hmg_gpu.data import ImageSet
+from hmg_gpu.evaluation.losses import lost_pixels
+from hmg_gpu.evaluation.targets import compared, describe_targets
 from hmg_gpu.kernels import blocks, stream, tiles
 from hmg_gpu.kernels import components as kernels
 from hmg_gpu.kernels import counts as counting
 from hmg_gpu.masks.components import connected_components
+from hmg_gpu.masks.update import false_alarms
 from hmg_gpu.plain import components as plain
 
 
@@ -128,6 +132,28 @@ def test_the_library_takes_the_kernels_where_it_should(sized: bool, monkeypatch,
     assert len(found) == len(wanted) > 3 and found.shape == wanted.shape
     for name in ("pixels", "component", "image", "area", "sum_y", "sum_x"):
         assert getattr(found, name).cpu().equal(getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("what", ["false alarms", "lost pixels", "targets"])
+def test_reports_take_the_kernels_too(what: str, monkeypatch, rng) -> None:
+    """A GPU machine need not have kornia."""
+    mask, other = (torch.from_numpy(np.stack([random_mask(rng, (40, 33)) for _ in range(2)])) for _ in range(2))
+    points = torch.tensor([[0, 3, 3], [1, 20, 20]])
+    data = ImageSet(["a", "b"], torch.rand(2, 40, 33), torch.tensor([[40, 33], [31, 33]]), points, masks=mask)
+
+    def result() -> list[torch.Tensor]:
+        own, there = data.to(DEVICE), other.to(DEVICE)
+        if what == "false alarms":
+            return [false_alarms(there, own.points, radius=5, sizes=own.sizes)]
+        if what == "lost pixels":
+            return [lost_pixels(there, own.masks, own.sizes)]
+        return [*compared(there, own, describe_targets(own))]
+
+    wanted = result()
+    monkeypatch.setenv("HMG_BACKEND", "triton")
+    for name in ("_label_runs", "_label_union_find"):
+        monkeypatch.setattr(plain, name, lambda *_: pytest.fail("not by the kernels"))
+    assert all(torch.equal(one, same) for one, same in zip(result(), wanted, strict=True))
 
 
 # ---- Pd and Fa ------------------------------------------------------------------------------------------------------
