@@ -42,10 +42,11 @@ class MaskLoader:
             :func:`hmg_gpu.data.batches.draw_epoch`.
         margin: pixels by which crops may reach beyond the bottom and right border, where networks see padding in whole
             images, too; the same as there.
-        hard_negatives: so many crops more an epoch, as a share of the images, once there are ``negatives``; each holds
-            one of them. ``train.py`` has 0.25.
+        hard_negatives: so many crops more an epoch, as a share of the images, where there are ``negatives``; each
+            holds one of them.
         negatives: int64 [A, 3], rows (image, y, x): places that an epoch shows again, such as the ``false_alarms`` of
-            an update. Set them between two epochs, and save them beside ``epoch``; the loader's length changes.
+            an update; None: none. Set them between two epochs, and save them beside ``epoch``; the loader's length
+            changes.
 
     Raises:
         InputError: a number out of its range, or negatives that are none.
@@ -63,7 +64,7 @@ class MaskLoader:
     positive: float = 0.0
     jitter: float = 0.0
     margin: int = 0
-    hard_negatives: float = 0.0
+    hard_negatives: float = 0.25
     negatives: Tensor | None = None
 
     def __post_init__(self) -> None:
