@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hmg_gpu.common.checks import check_mask, check_same
-from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks.components import connected_components
 from hmg_gpu.plain.components import Components
 
@@ -46,16 +45,15 @@ def lost_pixels(prediction: Tensor, target: Tensor, sizes: Tensor | None = None)
     check_mask(prediction, "prediction")
     check_mask(target, "target")
     check_same(prediction, target, "prediction", "target")
-    if (valid := valid_area(sizes, prediction)) is not None:
-        prediction, target = prediction & valid, target & valid
-    missed = _apart(connected_components(target), prediction)
-    false = _apart(connected_components(prediction), target)
-    small, large = (target & ~prediction).sum() - missed, (prediction & ~target).sum() - false
+    missed, small = _without(connected_components(target, sizes), prediction)
+    false, large = _without(connected_components(prediction, sizes), target)
     return torch.stack((missed, false, small, large))
 
 
-def _apart(components: Components, other: Tensor) -> Tensor:
-    """Pixels of the components that share none with another mask."""
+def _without(components: Components, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of components that another mask lacks: of those that share none with it, and of the others."""
+    shared = other.flatten()[components.pixels]  # [F]: foreground alone, which is sparse
     touching = torch.zeros(len(components), dtype=torch.bool, device=other.device)
-    touching[components.component[other.flatten()[components.pixels]]] = True
-    return components.area[~touching].sum()
+    touching[components.component[shared]] = True
+    alone = components.area[~touching].sum()
+    return alone, (~shared).sum() - alone
