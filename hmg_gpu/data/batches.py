@@ -29,8 +29,8 @@ def draw_epoch(
     images: Tensor | None = None,
     jitter: float = 0.0,
     margin: int = 0,
-    negatives: Tensor | None = None,
-    negative: float = 0.0,
+    places: Tensor | None = None,
+    hard_examples: float = 0.0,
 ) -> Tensor:
     """Draw every crop of one epoch: a pure function of (seed, epoch), so that any run can resume at any step.
 
@@ -44,14 +44,14 @@ def draw_epoch(
         patch_size: side of the crop in pixels.
         positive: share of the crops that hold a point of their image, if it has any; the others lie anywhere.
         points: int64 [P, 3] on the CPU, rows (image, y, x), sorted; for ``positive``.
-        images: int64 [n] on the CPU, the only images to draw from, and whose negatives count; None: all N of them.
+        images: int64 [n] on the CPU, the only images to draw from, and whose places count; None: all N of them.
         jitter: J: each crop's normalised intensities are multiplied by ``exp(J u)``, then ``J v`` is added; u and v are
             uniform in -1 to 1. The other columns do not depend on it.
         margin: crops may reach so many pixels, but not by more than half, beyond the bottom and the right border, where
             a whole image is padded for a network, too, and lie at the top and the left border as often. At 0 crops of
             large images hardly ever hold a border, and networks make false alarms there.
-        negatives: int64 [A, 3] on the CPU, rows (image, y, x) of places to be seen more often; for ``negative``.
-        negative: so many crops more, as a share of the images, rounded up; each holds a random one of the negatives.
+        places: int64 [A, 3] on the CPU, rows (image, y, x) to be seen more often; for ``hard_examples``.
+        hard_examples: so many crops more, as a share of the images, rounded up; each holds a random one of ``places``.
 
     Returns:
         int64 [steps, B, 8] on the CPU, columns as :data:`PLAN`; steps = ceil(n / B), n with the crops more.
@@ -60,11 +60,11 @@ def draw_epoch(
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order = torch.randperm(count, generator=generator)
     order = order if images is None else images[order]
-    row = torch.full((count,), -1)  # of each crop's negative
-    negatives = _among(negatives, images)
-    if (extra := _extra_crops(count, negatives, negative)) > 0:
-        more = torch.randint(len(negatives), (extra,), generator=generator)
-        order, row = torch.cat((order, negatives[more, 0])), torch.cat((row, more))
+    row = torch.full((count,), -1)  # of each crop's place
+    places = _among(places, images)
+    if (extra := _extra_crops(count, places, hard_examples)) > 0:
+        more = torch.randint(len(places), (extra,), generator=generator)
+        order, row = torch.cat((order, places[more, 0])), torch.cat((row, more))
         mixed = torch.randperm(len(order), generator=generator)
         order, row = order[mixed], row[mixed]
     count = len(order)
@@ -81,7 +81,7 @@ def draw_epoch(
         corner = _around_points(order, corner, last, points, patch_size, positive, generator)
     if (row >= 0).any():
         draw = torch.rand(len(order), 2, generator=generator, dtype=torch.float64)
-        corner = torch.where((row >= 0)[:, None], _holding(negatives[row, 1:], last, patch_size, draw), corner)
+        corner = torch.where((row >= 0)[:, None], _holding(places[row, 1:], last, patch_size, draw), corner)
     light = torch.tensor([[ONE, 0]]).expand(len(order), 2)
     if jitter:
         gain, offset = (torch.rand(2, len(order), generator=generator, dtype=torch.float64) * 2 - 1) * jitter
@@ -90,10 +90,10 @@ def draw_epoch(
     return plan.view(steps, batch_size, len(PLAN))
 
 
-def count_steps(count: int, batch_size: int, images: Tensor | None, negatives: Tensor | None, negative: float) -> int:
+def count_steps(count: int, batch_size: int, images: Tensor | None, places: Tensor | None, hard_examples: float) -> int:
     """How many steps :func:`draw_epoch` gives an epoch of N = ``count`` images; the other arguments are its own."""
     drawn = count if images is None else len(images)
-    return -(-(drawn + _extra_crops(drawn, _among(negatives, images), negative)) // batch_size)
+    return -(-(drawn + _extra_crops(drawn, _among(places, images), hard_examples)) // batch_size)
 
 
 def are_places(places: Any, sizes: Tensor) -> bool:
@@ -104,15 +104,15 @@ def are_places(places: Any, sizes: Tensor) -> bool:
     return known and bool((places[:, 1:] < sizes[places[:, 0]]).all())
 
 
-def _among(negatives: Tensor | None, images: Tensor | None) -> Tensor:
-    """The negatives in these images: int64 [A, 3]; none where there are none."""
-    if negatives is None:
+def _among(places: Tensor | None, images: Tensor | None) -> Tensor:
+    """The places in these images: int64 [A, 3]; none where there are none."""
+    if places is None:
         return torch.zeros(0, 3, dtype=torch.int64)
-    return negatives if images is None else negatives[torch.isin(negatives[:, 0], images)]
+    return places if images is None else places[torch.isin(places[:, 0], images)]
 
 
-def _extra_crops(count: int, negatives: Tensor, negative: float) -> int:
-    return math.ceil(negative * count) if len(negatives) else 0
+def _extra_crops(count: int, places: Tensor, hard_examples: float) -> int:
+    return math.ceil(hard_examples * count) if len(places) else 0
 
 
 def _around_points(

@@ -43,8 +43,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         settings = run["settings"]
         if not all(type(number) is int for number in (settings["seed"], *settings["epochs"])):
             raise TypeError(settings)
-        if not isinstance(settings["positive"], list):  # of a version that had one for both stages, and no negatives
+        if not isinstance(settings["positive"], list):  # of a version that had one for both stages
             settings |= {"positive": [settings["positive"]] * 2, "hard_negatives": 0.0}
+        if settings.get("hard_negatives") == 0:  # of a version that showed false alarms again, and no missed targets
+            settings |= {"hard_examples": settings.pop("hard_negatives")}
         runs_markdown(runs_rows([run | {"seconds": run["seconds"] + 0.0}]))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: lacks what train.py writes, or was changed; give the folder of a run") from error

@@ -78,34 +78,6 @@ def false_alarm_filter(
 
 
 @torch.no_grad()
-def false_alarms(prediction: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None) -> Tensor:
-    """Where :func:`false_alarm_filter` erases components: their centroids, to train on as hard negatives.
-
-    The number of components decides the result's size, so on an accelerator this synchronises.
-
-    Args:
-        prediction: bool [B, H, W].
-        points, radius, sizes: as :func:`false_alarm_filter`.
-
-    Returns:
-        int64 [A, 3], rows (image, y, x) of centroids rounded to pixels, ordered by image.
-
-    Raises:
-        TypeError, ValueError: as :func:`false_alarm_filter`.
-
-    Example:
-        >>> import torch
-        >>> from hmg_gpu.masks.update import false_alarms
-        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 1, 1, 1]]]).bool()  # one image of one row, two components
-        >>> false_alarms(prediction, torch.tensor([[0, 0, 0]]), radius=3)
-        tensor([[0, 0, 6]])
-    """
-    _check(prediction, points, radius, sizes, None)
-    components = connected_components(prediction, sizes)
-    return components.places[~plain.near_a_point(components, points, radius, sizes)]
-
-
-@torch.no_grad()
 def retrieve_missed(initial: Tensor, filtered: Tensor) -> Tensor:
     """Unite the point-derived mask with the filtered prediction (HMG Sec. 3.2.2, MDR).
 
@@ -181,6 +153,44 @@ def update(
         return fused(prediction, initial, points, radius=radius, sizes=sizes, offsets=offsets, threshold=threshold)
     filtered = false_alarm_filter(prediction, points, radius=radius, sizes=sizes, threshold=threshold)
     return retrieve_missed(initial, filtered)
+
+
+@torch.no_grad()
+def corrections(
+    prediction: Tensor, initial: Tensor, points: Tensor, *, radius: int = 30, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Where FAF and MDR correct a prediction, to train on as hard examples: false alarms, and missed targets.
+
+    The number of components decides the results' sizes, so on an accelerator this synchronises.
+
+    Args:
+        prediction: bool [B, H, W].
+        initial: bool [B, H, W], as for :func:`retrieve_missed`.
+        points, radius, sizes: as :func:`false_alarm_filter`.
+
+    Returns:
+        Two int64 [A, 3], rows (image, y, x) of centroids rounded to pixels, ordered by image: the components that
+        :func:`false_alarm_filter` erases, and the initial ones that no pixel of the filtered prediction touches.
+
+    Raises:
+        TypeError, ValueError: as :func:`false_alarm_filter` and :func:`retrieve_missed`.
+
+    Example:
+        >>> import torch
+        >>> from hmg_gpu.masks.update import corrections
+        >>> prediction = torch.tensor([[[1, 1, 0, 0, 0, 0, 1, 1, 1]]]).bool()  # one image of one row
+        >>> initial = torch.tensor([[[0, 1, 0, 1, 0, 0, 0, 0, 0]]]).bool()  # two targets
+        >>> corrections(prediction, initial, torch.tensor([[0, 0, 1], [0, 0, 3]]), radius=3)
+        (tensor([[0, 0, 7]]), tensor([[0, 0, 3]]))
+    """
+    _check(prediction, points, radius, sizes, None)
+    check_mask(initial, "initial")
+    check_same(initial, prediction, "initial", "prediction")
+    predicted, targets = connected_components(prediction, sizes), connected_components(initial, sizes)
+    kept = plain.near_a_point(predicted, points, radius, sizes)
+    touched = torch.zeros(len(targets), dtype=torch.bool, device=kept.device)
+    touched[targets.component[predicted.mask(kept).view(-1)[targets.pixels]]] = True
+    return predicted.places[~kept], targets.places[~touched]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def estimate_seconds(training: Training, *, bf16: bool | None = None) -> float |
     settings = training.settings
     steps_an_epoch = -(-len(training.train) // settings.batch_size)
     done = (training.stage, training.epoch)
-    longer = (1.0, 1.0 + settings.hard_negatives)  # an epoch of each stage, if there are false alarms
+    longer = (1.0, 1.0 + settings.hard_examples)  # an epoch of each stage, if there is anything to correct
     left = sum(
         longer[stage] * max(0, epochs - (training.epoch if stage == training.stage else 0))
         for stage, epochs in enumerate(settings.epochs)

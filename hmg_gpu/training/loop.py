@@ -29,7 +29,7 @@ from hmg_gpu.data.record import data_digest, record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
-from hmg_gpu.masks.update import false_alarms
+from hmg_gpu.masks.update import corrections
 from hmg_gpu.models import build_model
 from hmg_gpu.models.checkpoints import MODEL_PREFIX, save_checkpoint
 from hmg_gpu.models.predict import predict
@@ -39,7 +39,7 @@ from hmg_gpu.training.state import (
     TRAINED,
     check_data,
     check_labels,
-    check_negatives,
+    check_places,
     check_state,
     check_trained,
     keep_previous,
@@ -125,8 +125,8 @@ class Training:
             self.updater.restart()
             self._tell_pool("images whose masks the maker trusts start in the pool")
         self._points = train.points.cpu() if self.updater else centres(train)
-        self._wants_negatives = settings.hard_negatives > 0 and settings.epochs[1] > 0
-        self.negatives = self._points[:0]  # where stage 2 sees hard negatives: int64 [A, 3] on the CPU
+        self._wants_corrected = settings.hard_examples > 0 and settings.epochs[1] > 0
+        self.corrected = self._points[:0]  # where stage 2 sees hard examples: int64 [A, 3] on the CPU
         self.record = record_of(train, self.masks)
         self._new_network()
 
@@ -218,8 +218,8 @@ class Training:
                 self.results["masks"] = {name: measure(masks, self.train) for name, masks in kinds.items()}
             position = {"stage": self.stage + 1, "epoch": self.epoch}
             self.report({"event": "masks", **position, "masks": kinds, "metrics": self.results.get("masks")})
-        elif self._wants_negatives:
-            self._find_negatives(self._predict(self.train))
+        elif self._wants_corrected:
+            self._find_corrected(self._predict(self.train))
         self._close_stage()
 
     def train_epoch(self) -> float:
@@ -238,8 +238,8 @@ class Training:
             images=pool,
             jitter=settings.jitter,
             margin=settings.margin,
-            negatives=self.negatives,
-            negative=settings.hard_negatives,
+            places=self.corrected,
+            hard_examples=settings.hard_examples,
         ).tensor_split(team.ranks, dim=1)[team.rank]
         plan = to_device(plan.contiguous(), self.device)  # [steps, B / ranks, 8]
         rate = 0.5 * settings.learning_rate * (1 + math.cos(math.pi * self.epoch / settings.epochs[self.stage]))
@@ -312,17 +312,20 @@ class Training:
         if warning:
             self.report({"event": "message", **position, "text": f"{STAGES[self.stage]}: {warning}"})
         self._tell_pool("images are trained on from now on")
-        if self._wants_negatives:
-            self._find_negatives(changes.prediction)
+        if self._wants_corrected:
+            self._find_corrected(changes.prediction)
         return changes
 
-    def _find_negatives(self, prediction: Tensor) -> None:
-        """Hard negatives: the components of a prediction of the training images that FAF erases (HMG Sec. 3.2.1)."""
-        points, sizes = self._points.to(self.device), self.train.sizes
-        self.negatives = false_alarms(prediction, points, radius=self.settings.radius, sizes=sizes).cpu()
-        images = len(self.negatives[:, 0].unique())
-        text = f"{STAGES[self.stage]}: {len(self.negatives)} false alarms in {images} training images"
-        self.report({"event": "note", "text": text + (" are shown again" if images else "")})
+    def _find_corrected(self, prediction: Tensor) -> None:
+        """Hard examples: where FAF and MDR correct a prediction of the training images (HMG Sec. 3.2)."""
+        initial = self.train.masks if self.updater is None else self.updater.initial
+        where = {"radius": self.settings.radius, "sizes": self.train.sizes}
+        found = corrections(prediction, initial, self._points.to(self.device), **where)
+        self.corrected = torch.cat(found).cpu()
+        images = len(self.corrected[:, 0].unique())
+        words = "{} false alarms and {} missed targets".format(*map(len, found))
+        text = f"{STAGES[self.stage]}: {words} in {images} training images" + (" are shown again" if images else "")
+        self.report({"event": "note", "text": text})
 
     def _tell_pool(self, words: str) -> None:
         """Say how many images are trained on, where a rule lets some wait."""
@@ -438,8 +441,8 @@ class Training:
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
             tensors |= self.record | {"totals": totals}
             tensors["masks.current"] = self.masks
-            if self.settings.hard_negatives:
-                tensors["negatives.current"] = self.negatives
+            if self.settings.hard_examples:
+                tensors["corrected.current"] = self.corrected
             if self.updater is not None and self.updater.rule.evolves:
                 tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
         if totals is not None:
@@ -476,16 +479,16 @@ class Training:
         evolves = self.updater is not None and self.updater.rule.evolves
         if evolves:
             check_labels(path, tensors)
-        negatives = self.negatives
-        if self.settings.hard_negatives:
-            negatives = check_negatives(path, tensors, self.train.host_sizes)
+        corrected = self.corrected
+        if self.settings.hard_examples:
+            corrected = check_places(path, tensors, self.train.host_sizes)
         trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
         self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
         self.over = description["over"]
         self.results, self.warned = description["results"], description["warned"]
         self.data_changed = description["data_changed"] + changed
         load_weights(self.network, path)
-        self.negatives = negatives
+        self.corrected = corrected
         if trained is not None:
             self.model.load_state_dict(trained)
         load_optimizer(self.optimizer, tensors)

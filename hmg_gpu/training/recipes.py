@@ -18,7 +18,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # by network; the others: the paper's sc
         "jitter": 0.6,
         "margin": 32,
         "positive": 0.5,
-        "hard_negatives": 0.25,
+        "hard_examples": 0.25,
         "eval_every": 20,
     },
 }

@@ -71,10 +71,10 @@ class Settings:
         most=1,
         names=("STAGE1", "STAGE2"),
     )
-    hard_negatives: float = setting(
+    hard_examples: float = setting(
         0.0,
-        "crops more in each epoch of stage 2, as a share of the images: each holds a false alarm, a component that FAF "
-        "erases from the predictions at the border of the stages (the paper: 0)",
+        "crops more in each epoch of stage 2, as a share of the images: each holds a place that the correction of the "
+        "predictions changed, a false alarm that FAF erased or a missed target that MDR brought back (the paper: 0)",
         least=0,
         most=1,
     )

@@ -121,8 +121,8 @@ def check_labels(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _require(path, pool is not None and pool.dtype == torch.bool and pool.shape == masks.shape[:1], "pool.current")
 
 
-def check_negatives(path: Path, tensors: Mapping[str, Tensor], sizes: Tensor) -> Tensor:
-    """The places of hard negatives in a state: int64 [A, 3], rows (image, y, x).
+def check_places(path: Path, tensors: Mapping[str, Tensor], sizes: Tensor) -> Tensor:
+    """The places of hard examples in a state: int64 [A, 3], rows (image, y, x).
 
     Args:
         sizes: int64 [N, 2] of the training images, on the CPU.
@@ -130,8 +130,8 @@ def check_negatives(path: Path, tensors: Mapping[str, Tensor], sizes: Tensor) ->
     Raises:
         InputError: they are missing, of another type or shape, or outside their images.
     """
-    found = tensors.get("negatives.current")
-    _require(path, are_places(found, sizes), "negatives.current")
+    found = tensors.get("corrected.current")
+    _require(path, are_places(found, sizes), "corrected.current")
     return found
 
 

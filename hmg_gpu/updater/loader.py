@@ -42,14 +42,14 @@ class MaskLoader:
             :func:`hmg_gpu.data.batches.draw_epoch`.
         margin: pixels by which crops may reach beyond the bottom and right border, where networks see padding in whole
             images, too; the same as there.
-        hard_negatives: so many crops more an epoch, as a share of the images, where there are ``negatives``; each
-            holds one of them.
-        negatives: int64 [A, 3], rows (image, y, x): places that an epoch shows again, such as the ``false_alarms`` of
-            an update; None: none. Set them between two epochs, and save them beside ``epoch``; the loader's length
-            changes.
+        hard_examples: so many crops more an epoch, as a share of the images, where there are ``corrected``; each
+            holds one of those places.
+        corrected: int64 [A, 3], rows (image, y, x): places that an epoch shows again, such as what an update
+            ``corrected``, false alarms and missed targets; None: none. Set them between two epochs, and save them
+            beside ``epoch``; the loader's length changes.
 
     Raises:
-        InputError: a number out of its range, or negatives that are none.
+        InputError: a number out of its range, or ``corrected`` are no places of the set.
 
     Yields:
         float32 images [B, 1, S, S], normalised, and float32 masks [B, 1, S, S], on the updater's device: 0 and 1, or
@@ -64,11 +64,11 @@ class MaskLoader:
     positive: float = 0.0
     jitter: float = 0.0
     margin: int = 0
-    hard_negatives: float = 0.25
-    negatives: Tensor | None = None
+    hard_examples: float = 0.25
+    corrected: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("positive", 1), ("jitter", 2), ("hard_negatives", 1)):
+        for name, most in (("positive", 1), ("jitter", 2), ("hard_examples", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"loader: {name} = {getattr(self, name)}; expected a number from 0 to {most}")
         at_least(0, **{"loader: margin": self.margin})
@@ -81,7 +81,7 @@ class MaskLoader:
 
     def __len__(self) -> int:
         batch = self.batch_size * position()[1]
-        return count_steps(len(self.updater), batch, self.updater.pool, self._places(), self.hard_negatives)
+        return count_steps(len(self.updater), batch, self.updater.pool, self._places(), self.hard_examples)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.epoch += 1  # when the first batch is taken: some trainers ask for an iterator that they never use
@@ -93,7 +93,7 @@ class MaskLoader:
         batch = self.batch_size * ranks
         crops = {name: getattr(self, name) for name in ("positive", "jitter", "margin")}
         crops |= {"points": self._points, "images": updater.pool}
-        crops |= {"negatives": self._places(), "negative": self.hard_negatives}
+        crops |= {"places": self._places(), "hard_examples": self.hard_examples}
         plan = draw_epoch(updater.data.host_sizes, batch, self.patch_size, seed=self.seed, epoch=epoch, **crops)
         plan = to_device(plan[start:, rank * self.batch_size : (rank + 1) * self.batch_size], updater.device)
         for rows in plan:
@@ -101,13 +101,13 @@ class MaskLoader:
             yield images, to_targets(masks)
 
     def _places(self) -> Tensor | None:
-        """The negatives, on the CPU."""
-        if self.negatives is None or not self.hard_negatives:
+        """What was corrected, on the CPU."""
+        if self.corrected is None or not self.hard_examples:
             return None
-        places = self.negatives.cpu() if isinstance(self.negatives, Tensor) else None
+        places = self.corrected.cpu() if isinstance(self.corrected, Tensor) else None
         if not are_places(places, self.updater.data.host_sizes):
             raise InputError(
-                "loader: negatives are not int64 [A, 3], rows (image, y, x) of places in the set's images; take the "
-                "false_alarms of an update of the whole set"
+                "loader: corrected are not int64 [A, 3], rows (image, y, x) of places in the set's images; take what "
+                "an update of the whole set corrected"
             )
         return places

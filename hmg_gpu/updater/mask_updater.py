@@ -421,7 +421,7 @@ class MaskUpdater:
         """Batches of (image, mask) on the device, with random crops, flips and transposes; see :class:`MaskLoader`.
 
         Args:
-            crops: ``positive``, ``jitter`` and ``margin``, all of them 0 where not given, and ``hard_negatives``.
+            crops: ``positive``, ``jitter`` and ``margin``, all of them 0 where not given, and ``hard_examples``.
         """
         return MaskLoader(self, batch_size, patch_size, seed, **crops)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,10 +11,8 @@ from torch import Tensor
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.tensors import valid_area
 from hmg_gpu.masks import Evidence, Rule
-from hmg_gpu.masks.components import connected_components
-from hmg_gpu.masks.update import false_alarms
+from hmg_gpu.masks.update import corrections
 from hmg_gpu.models.foreign import Output
-from hmg_gpu.plain.update import near_a_point
 
 HYBRID, PREDICTION = 1, 2  # bits of a plane
 NON_FINITE, OUTSIDE, POSITIVE, IGNORED, ACTIVE, ENTERED = range(6)  # columns of the counts
@@ -86,7 +85,7 @@ class MaskChanges:
         masks: float32 0 and 1 in the shape of the prediction (``update_one`` only); on the device, never read.
 
     Raises:
-        InputError: reading any of the counts or false_alarms, where values contradict what ``output`` promised.
+        InputError: reading any of the counts or ``corrected``, where values contradict what ``output`` promised.
     """
 
     def __init__(
@@ -117,13 +116,20 @@ class MaskChanges:
         return self._rule.filtered(Evidence(self.prediction, self._points, self._sizes, self._initial, self._initial))
 
     @property
-    def false_alarms(self) -> Tensor:
-        """Centroids of the components that FAF erased, for ``MaskLoader.negatives``: int64 [A, 3], on the device.
+    def corrected(self) -> Tensor:
+        """What FAF erased and what MDR brought back, for ``MaskLoader.corrected``: int64 [A, 3], on the device.
 
-        Rows (image, y, x), rounded to pixels; ``image`` counts the images of the update.
+        Rows (image, y, x): the centroids of ``erased``, then those of ``retrieved``, rounded to pixels; ``image``
+        counts the images of the update.
         """
         self._read("ignored")  # refuses values that contradict what was promised
-        return false_alarms(self.prediction, self._points, radius=self._rule.radius, sizes=self._sizes)
+        return torch.cat(self._corrections)
+
+    @cached_property
+    def _corrections(self) -> tuple[Tensor, Tensor]:
+        settings = {"radius": self._rule.radius, "sizes": self._sizes}
+        erased, retrieved = corrections(self.prediction, self._initial, self._points, **settings)
+        return erased, retrieved[self._counts[retrieved[:, 0], IGNORED] == 0]
 
     def _read(self, name: str) -> int:
         if not self._values:
@@ -136,16 +142,8 @@ class MaskChanges:
                 "non_finite": counts[NON_FINITE],
             }
         if name not in self._values:  # components are looked for only when somebody asks about them
-            found = connected_components(self.prediction)
-            kept = near_a_point(found, self._points, self._rule.radius, self._sizes)
-            filtered = found.mask(kept)
-            targets = connected_components(self._initial)
-            touched = torch.zeros(len(targets), dtype=torch.bool, device=filtered.device)
-            touched[targets.component[filtered.view(-1)[targets.pixels]]] = True
-            touched |= self._counts[targets.image, IGNORED] > 0
             self._values["pixels"] = int(self._changed)
-            self._values["erased"] = int((~kept).sum())
-            self._values["retrieved"] = int((~touched).sum())
+            self._values["erased"], self._values["retrieved"] = map(len, self._corrections)
         return self._values[name]
 
     @property

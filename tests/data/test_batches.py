@@ -290,40 +290,40 @@ def test_the_share_of_crops_around_points(positive: float) -> None:
     assert len(quarters) == 4 and all(abs(number - wanted) < 5 * wanted**0.5 for number in quarters.values())
 
 
-def test_crops_more_hold_a_negative() -> None:
+def test_crops_more_hold_a_place() -> None:
     """So many more as the share says, mixed with the others, which lie where they would lie without."""
     sizes, points = torch.tensor(SIZES), tiny_set().points
-    negatives = torch.tensor([(0, 0, 0), (0, 9, 30), (3, 20, 5), (5, 31, 31)])
-    negatives[:, 1:] = torch.minimum(negatives[:, 1:], sizes[negatives[:, 0]] - 1)
+    places = torch.tensor([(0, 0, 0), (0, 9, 30), (3, 20, 5), (5, 31, 31)])
+    places[:, 1:] = torch.minimum(places[:, 1:], sizes[places[:, 0]] - 1)
     named = {"seed": 3, "positive": 0.5, "points": points, "jitter": 0.6, "margin": 4}
     plain = draw_epoch(sizes, 2, 20, epoch=5, **named)
-    for given, share in ((negatives, 0.0), (negatives[:0], 0.5), (None, 0.5)):
-        assert torch.equal(draw_epoch(sizes, 2, 20, epoch=5, negatives=given, negative=share, **named), plain)
-    seen, places = Counter(), Counter()
+    for given, share in ((places, 0.0), (places[:0], 0.5), (None, 0.5)):
+        assert torch.equal(draw_epoch(sizes, 2, 20, epoch=5, places=given, hard_examples=share, **named), plain)
+    seen, steps = Counter(), Counter()
     for epoch in range(300):
-        plan = draw_epoch(sizes, 1, 20, epoch=epoch, negatives=negatives, negative=0.4, **named)
-        again = draw_epoch(sizes, 1, 20, epoch=epoch, negatives=negatives, negative=0.4, **named)
+        plan = draw_epoch(sizes, 1, 20, epoch=epoch, places=places, hard_examples=0.4, **named)
+        again = draw_epoch(sizes, 1, 20, epoch=epoch, places=places, hard_examples=0.4, **named)
         assert torch.equal(plan, again) and plan.shape == (len(sizes) + 3, 1, 8)  # 0.4 of 6, rounded up
         images = Counter(plan[:, 0, 0].tolist())
         assert all(images[image] >= 1 for image in range(len(sizes)))
         more = images - Counter(range(len(sizes)))
         assert set(more) <= {0, 3, 5}
         seen += more
-        places[int((plan[:, 0, 0] == 3).nonzero()[0])] += 1
+        steps[int((plan[:, 0, 0] == 3).nonzero()[0])] += 1
     assert all(abs(seen[image] / 900 - share) < 0.08 for image, share in ((0, 0.5), (3, 0.25), (5, 0.25)))
-    assert len(places) > 6  # anywhere in the epoch
+    assert len(steps) > 6  # anywhere in the epoch
     last = (sizes + 4 - 20).clamp(min=0)
     assert (plan[:, 0, 1:3] <= torch.minimum(last, sizes - 1)[plan[:, 0, 0]]).all()
 
 
-def test_a_crop_around_a_negative_lies_anywhere_that_holds_it() -> None:
+def test_a_crop_around_a_place_lies_anywhere_that_holds_it() -> None:
     """One image so large that another crop holds the place once in thousands."""
     side = 32
-    sizes, negatives = torch.tensor([(3000, 3000)]), torch.tensor([(0, 1500, 700)])
+    sizes, places = torch.tensor([(3000, 3000)]), torch.tensor([(0, 1500, 700)])
     plan = torch.cat(
-        [draw_epoch(sizes, 2, side, seed=1, epoch=epoch, negatives=negatives, negative=1.0)[0] for epoch in range(2000)]
+        [draw_epoch(sizes, 2, side, seed=1, epoch=epoch, places=places, hard_examples=1.0)[0] for epoch in range(2000)]
     )
-    offsets = negatives[0, 1:] - plan[:, 1:3]
+    offsets = places[0, 1:] - plan[:, 1:3]
     held = ((offsets >= 0) & (offsets < side)).all(1)
     assert abs(int(held.sum()) - 2000) < 5
     for axis in (0, 1):

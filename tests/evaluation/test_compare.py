@@ -107,12 +107,13 @@ def run(folder: Path, test: float, **settings: object) -> Path:
     return folder
 
 
-def test_a_run_with_one_share_for_both_stages_is_read(tmp_path: Path) -> None:
-    """As versions before wrote it; it belongs to today's runs with the same settings."""
+@pytest.mark.parametrize("changed", [{"positive": 0.5}, {"hard_negatives": 0.0}])
+def test_a_run_of_an_earlier_version_is_read(changed: dict[str, float], tmp_path: Path) -> None:
+    """With one share for both stages, and no hard examples; it belongs to today's runs with the same settings."""
     old, today = (read_run(run(tmp_path / name, 0.3, positive=0.5)) for name in ("old", "today"))
     path = tmp_path / "old" / "results.json"
-    old["settings"]["positive"] = 0.5
-    del old["settings"]["hard_negatives"]
+    del old["settings"]["hard_examples"]
+    old["settings"] |= changed
     path.unlink()
     write_sealed_json(path, old)
     assert read_run(path.parent)["settings"] == today["settings"]

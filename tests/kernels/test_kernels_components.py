@@ -24,7 +24,7 @@ from hmg_gpu.kernels import blocks, stream, tiles
 from hmg_gpu.kernels import components as kernels
 from hmg_gpu.kernels import counts as counting
 from hmg_gpu.masks.components import connected_components
-from hmg_gpu.masks.update import false_alarms
+from hmg_gpu.masks.update import corrections
 from hmg_gpu.plain import components as plain
 
 
@@ -134,7 +134,7 @@ def test_the_library_takes_the_kernels_where_it_should(sized: bool, monkeypatch,
         assert getattr(found, name).cpu().equal(getattr(wanted, name)), name
 
 
-@pytest.mark.parametrize("what", ["false alarms", "lost pixels", "targets"])
+@pytest.mark.parametrize("what", ["corrections", "lost pixels", "targets"])
 def test_reports_take_the_kernels_too(what: str, monkeypatch, rng) -> None:
     """A GPU machine need not have kornia."""
     mask, other = (torch.from_numpy(np.stack([random_mask(rng, (40, 33)) for _ in range(2)])) for _ in range(2))
@@ -143,8 +143,8 @@ def test_reports_take_the_kernels_too(what: str, monkeypatch, rng) -> None:
 
     def result() -> list[torch.Tensor]:
         own, there = data.to(DEVICE), other.to(DEVICE)
-        if what == "false alarms":
-            return [false_alarms(there, own.points, radius=5, sizes=own.sizes)]
+        if what == "corrections":
+            return [*corrections(there, own.masks, own.points, radius=5, sizes=own.sizes)]
         if what == "lost pixels":
             return [lost_pixels(there, own.masks, own.sizes)]
         return [*compared(there, own, describe_targets(own))]

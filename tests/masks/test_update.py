@@ -11,11 +11,12 @@ import pytest
 import reference
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 import hmg_gpu
 from hmg_gpu.common.tensors import valid_area
-from hmg_gpu.masks.update import false_alarms
+from hmg_gpu.masks.update import corrections
 
 
 @pytest.fixture(params=["scipy", "torch"], autouse=True)
@@ -89,23 +90,37 @@ def test_thousand_cases_equal_reference(rng: np.random.Generator) -> None:
         assert_equals_reference(chosen, points, radii[start // 25 % len(radii)])
 
 
-def test_false_alarms_are_what_the_filter_erases(rng: np.random.Generator) -> None:
-    """Components of the prediction that the reference's filter erases, and their centroids; nothing in the padding."""
-    found = 0
+def test_corrections_are_what_the_filter_erases_and_what_it_leaves_untouched(rng: np.random.Generator) -> None:
+    """Centroids of the components that the reference's filter erases, and of the initial ones that it misses."""
+    found = [0, 0]
     for _ in range(40):
-        masks = [cases.random_mask(rng, cases.random_shape(rng)) for _ in range(5)]
-        points = [cases.random_points(rng, mask.shape) for mask in masks]
-        batch, sizes = cases.pad(masks, fill=True)
+        shapes = [cases.random_shape(rng) for _ in range(5)]
+        masks, initial = ([cases.random_mask(rng, shape) for shape in shapes] for _ in range(2))
+        points = [cases.random_points(rng, shape) for shape in shapes]
+        (batch, sizes), (targets, _) = cases.pad(masks, fill=True), cases.pad(initial, fill=True)
         radius = int(rng.integers(0, 12))
-        rows = false_alarms(batch, cases.point_rows(points), radius=radius, sizes=sizes)
-        wanted = []
+        results = corrections(batch, targets, cases.point_rows(points), radius=radius, sizes=sizes)
+        wanted: tuple[list, list] = [], []
         for index, mask in enumerate(masks):
-            erased = mask & ~reference.false_alarm_filter(mask, points[index], radius)
-            wanted += [(index, round(y), round(x)) for _, y, x in reference.components(erased)]
-        assert rows.dtype == torch.int64 and list(map(tuple, rows.tolist())) == wanted
-        found += len(wanted)
-    assert found > 100
-    assert false_alarms(torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3)
+            kept = reference.false_alarm_filter(mask, points[index], radius)
+            wanted[0].extend((index, round(y), round(x)) for _, y, x in reference.components(mask & ~kept))
+            labels, count = ndimage.label(initial[index], np.ones((3, 3)))
+            missed = np.isin(labels, np.setdiff1d(np.arange(1, count + 1), labels[kept]))
+            wanted[1].extend((index, round(y), round(x)) for _, y, x in reference.components(missed))
+        for place, rows in enumerate(results):
+            assert rows.dtype == torch.int64 and list(map(tuple, rows.tolist())) == wanted[place]
+            found[place] += len(rows)
+    assert min(found) > 100
+    nothing = torch.zeros(2, 4, 4, dtype=torch.bool)
+    assert [rows.shape for rows in corrections(nothing, nothing, torch.zeros(0, 3, dtype=torch.int64))] == [(0, 3)] * 2
+
+
+def test_corrections_refuse_masks_of_another_kind() -> None:
+    prediction, points = torch.zeros(1, 4, 4, dtype=torch.bool), torch.tensor([[0, 1, 1]])
+    with pytest.raises(TypeError, match="initial"):
+        corrections(prediction, prediction.float(), points)
+    with pytest.raises(ValueError, match="initial"):
+        corrections(prediction, prediction[:, :3], points)
 
 
 def test_default_radius_is_the_papers() -> None:

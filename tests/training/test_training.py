@@ -117,7 +117,7 @@ RESUMED = {
     "corrected every epoch": replace(BASE, update_every=1),
     "stage 2 from scratch": replace(BASE, stage2="scratch", save_every=1),
     "full supervision": replace(BASE, supervision="full"),
-    "hard negatives": replace(BASE, hard_negatives=1.0, radius=2),
+    "hard examples": replace(BASE, hard_examples=1.0, radius=2),
     "averaged": replace(BASE, average=0.8),
     "averaged, stage 2 from scratch": replace(BASE, average=0.8, stage2="scratch"),
 }
@@ -150,7 +150,7 @@ def uninterrupted(name: str, network: Callable[..., nn.Module]) -> tuple[dict[st
         ("stage 2 from scratch", small_network, (6,)),
         ("stage 2 from scratch", small_network, (8,)),
         ("full supervision", small_network, (5,)),
-        ("hard negatives", small_network, (6, 7, 5)),
+        ("hard examples", small_network, (6, 7, 5)),
         ("averaged", small_network, (2, 8)),
         ("averaged, stage 2 from scratch", small_network, (5, 7)),
     ],
@@ -178,7 +178,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
             results = run.run()
         taken += recorder.steps
         log += rows(recorder.events)
-    assert taken == STEPS * (1.5 if name == "hard negatives" else 1)  # twice the crops in stage 2
+    assert taken == STEPS * (1.5 if name == "hard examples" else 1)  # twice the crops in stage 2
     assert same(weights(run), expected_weights)
     assert torch.equal(run.masks, expected_masks)
     assert results == expected_results
@@ -636,7 +636,7 @@ def test_settings_refuse_unknown_and_missing_names() -> None:
         ("positive", (0.5, 0, 1), "positive = (0.5, 0, 1): expected one number, or one for each of 2"),
         ("positive", "half", "positive = 'half': expected one number, or one for each of 2"),
         ("positive", (True, 0.5), "positive = (True, 0.5): expected one number, or one for each of 2"),
-        ("hard_negatives", 1.5, "hard_negatives = 1.5: expected a number from 0 to 1"),
+        ("hard_examples", 1.5, "hard_examples = 1.5: expected a number from 0 to 1"),
         ("margin", -1, "margin = -1: expected at least 0"),
         ("jitter", 2.5, "jitter = 2.5: expected a number from 0 to 2"),
         ("extent", "long", "extent = 'long': expected int, auto, got str"),
@@ -812,53 +812,56 @@ def test_each_stage_has_its_share_of_crops_around_points(
 
 
 @pytest.mark.parametrize("supervision", ["points", "full"])
-def test_stage_two_sees_the_false_alarms_again(
+def test_stage_two_sees_what_was_corrected_again(
     supervision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that the filter erases from the predictions at the border; masks and stage 1 are as without."""
+    """What FAF erases and MDR brings back at the border; masks and stage 1 are as without."""
     monkeypatch.setattr(training, "build_model", threshold_network)
     settings = replace(BASE, supervision=supervision, learning_rate=1e-9, radius=2)
     train = tiny_set()
     train.images[1, 2:4, 25:28] = train.images[1, 20, 20] = train.images[4, 27:, 2:5] = train.images.max()  # clutter
+    train.images[3] = train.images[3] // 2  # a target below the threshold
     plain, _ = start(settings, tmp_path / "plain", train)
     plain.run()
-    run, recorder = start(replace(settings, hard_negatives=0.5), tmp_path / "hard", train)
+    run, recorder = start(replace(settings, hard_examples=0.5), tmp_path / "hard", train)
     run.train_stage(1)
-    assert len(run.negatives) == 0
+    assert len(run.corrected) == 0
     prediction = run._predict(run.train)
     points = run.train.points if supervision == "points" else centres(run.train)
     run.correct()
     kept = false_alarm_filter(prediction, points, radius=2, sizes=run.train.sizes)
-    wanted = connected_components(prediction & ~kept)
-    assert len(run.negatives) == len(wanted) == 3
-    assert torch.equal(run.negatives[:, 0], wanted.image)
-    assert torch.equal(run.negatives[:, 1:], wanted.centroids.round().long())
+    targets = connected_components(run.train.masks if supervision == "full" else run.updater.initial)
+    hit = torch.stack([kept.view(-1)[targets.pixels[targets.component == one]].any() for one in range(len(targets))])
+    wanted = [connected_components(masks) for masks in (prediction & ~kept, targets.mask(~hit))]
+    assert len(wanted[0]) == 3 and len(wanted[1]) == 1 + (supervision == "points")  # a speck of an initial mask
+    assert torch.equal(run.corrected[:, 0], torch.cat([found.image for found in wanted]))
+    assert torch.equal(run.corrected[:, 1:], torch.cat([found.centroids for found in wanted]).round().long())
     said = [event["text"] for event in recorder.events if "false alarms" in event.get("text", "")]
-    images = len(wanted.image.unique())
-    assert said == [f"stage 1: {len(wanted)} false alarms in {images} training images are shown again"]
+    words = f"3 false alarms and {len(wanted[1])} missed targets in 3 training images are shown again"
+    assert said == [f"stage 1: {words}"]
     assert torch.equal(run.masks, plain.masks)
     assert same(*(read_tensors(tmp_path / name / "stage1.safetensors") for name in ("plain", "hard")))
     before = recorder.steps
     run.train_stage(2)
     assert recorder.steps - before == 2 * 5  # 6 images and 3 crops, two a step
     state = read_tensors(tmp_path / "hard" / "last.safetensors")
-    assert torch.equal(state["negatives.current"], run.negatives)
+    assert torch.equal(state["corrected.current"], run.corrected)
 
 
-def test_damaged_hard_negatives_are_refused(small: None, tmp_path: Path) -> None:
-    settings = replace(BASE, hard_negatives=1.0, radius=2)
+def test_damaged_hard_examples_are_refused(small: None, tmp_path: Path) -> None:
+    settings = replace(BASE, hard_examples=1.0, radius=2)
     run, _ = start(settings, tmp_path, stop_at=8)
     with pytest.raises(StopRequest):
         run.run()
     path = tmp_path / "last.safetensors"
     tensors, description = read_tensors(path), read_description(path)
-    good = tensors["negatives.current"]
+    good = tensors["corrected.current"]
     far = torch.tensor([[0, 10**6, 0]])
     for value in (None, good.int(), good[:, :2], far, far.flip(1), far.roll(-1, 1), -far - 1):
-        others = {name: tensor for name, tensor in tensors.items() if name != "negatives.current"}
-        save_checkpoint(path, others if value is None else others | {"negatives.current": value}, description)
+        others = {name: tensor for name, tensor in tensors.items() if name != "corrected.current"}
+        save_checkpoint(path, others if value is None else others | {"corrected.current": value}, description)
         again, _ = start(settings, tmp_path)
-        refused(again.resume, "last.safetensors: negatives.current is not what a run of train.py writes")
+        refused(again.resume, "last.safetensors: corrected.current is not what a run of train.py writes")
         assert (again.stage, again.epoch, again.step) == (0, 0, 0)
 
 

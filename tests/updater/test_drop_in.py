@@ -337,7 +337,7 @@ def test_share_of_crops_with_a_target() -> None:
         assert torch.equal(plain[0], none[0]) and torch.equal(plain[1], none[1])
     refused(lambda: updater.loader(8, patch, positive=1.5), "positive = 1.5", "0 to 1")
     refused(lambda: updater.loader(8, patch, jitter=-0.1), "jitter = -0.1", "0 to 2")
-    refused(lambda: updater.loader(8, patch, hard_negatives=2), "hard_negatives = 2", "0 to 1")
+    refused(lambda: updater.loader(8, patch, hard_examples=2), "hard_examples = 2", "0 to 1")
     refused(lambda: updater.loader(8, patch, margin=-1), "margin -1: expected at least 0")
     beyond = [image for image, _ in updater.loader(8, patch, margin=patch)]
     assert any((image == 0).all(-1).any() for image in beyond)  # rows of padding
@@ -608,8 +608,8 @@ def test_reading_what_the_guard_held_back_labels_nothing(monkeypatch: pytest.Mon
     from hmg_gpu.updater import report
 
     calls: list[Tensor] = []
-    label = report.connected_components
-    monkeypatch.setattr(report, "connected_components", lambda mask: calls.append(mask) or label(mask))
+    find = report.corrections
+    monkeypatch.setattr(report, "corrections", lambda mask, *a, **named: calls.append(mask) or find(mask, *a, **named))
     changes = make().update(Net(), "logits")
     assert (changes.ignored, changes.non_finite) == (0, 0) and not calls
-    assert re.match(r"\d+ pixels changed", str(changes)) and len(calls) == 2
+    assert re.match(r"\d+ pixels changed", str(changes)) and len(calls) == 1

@@ -493,11 +493,11 @@ def test_loader_gives_the_trainers_batches() -> None:
     assert torch.equal(next(resumed.steps(1, start=2))[0], found[2][0])
 
 
-def test_loader_shows_false_alarms_again() -> None:
-    """Hard negatives, as train.py has them: the places where FAF erased components, seen in a share of crops more."""
+def test_loader_shows_what_was_corrected_again() -> None:
+    """Hard examples, as train.py has them: false alarms and missed targets, seen in a share of crops more."""
     updater = make(rule=Union(radius=2))
     changes = updater.update(Net(), lambda out: (torch.sin(1000 * out) > 0.98).float())  # specks everywhere
-    found = changes.false_alarms
+    found = changes.corrected
     prediction, points = changes.prediction.numpy(), updater.data.points.numpy()
     wanted = []
     for image, plane in enumerate(prediction):
@@ -506,42 +506,49 @@ def test_loader_shows_false_alarms_again() -> None:
             own = points[points[:, 0] == image, 1:]
             if not (np.abs(own - (y, x)).sum(1) <= 2).any():
                 wanted.append((image, round(y), round(x)))
-    assert len(wanted) == changes.erased > 3 and sorted(map(tuple, found.tolist())) == sorted(wanted)
+    assert len(wanted) == changes.erased > 3
+    for image, plane in enumerate(updater.initial.numpy()):
+        components, count = ndimage.label(plane, np.ones((3, 3)))
+        hit = components[changes.filtered[image].numpy()]
+        centres = ndimage.center_of_mass(plane, components, [k for k in range(1, count + 1) if k not in hit])
+        wanted += [(image, round(y), round(x)) for y, x in centres]
+    assert len(wanted) == changes.erased + changes.retrieved > changes.erased
+    assert sorted(map(tuple, found.tolist())) == sorted(wanted)
 
-    loader, plain = updater.loader(2, 16, seed=5, hard_negatives=0.5), updater.loader(2, 16, seed=5)
+    loader, plain = updater.loader(2, 16, seed=5, hard_examples=0.5), updater.loader(2, 16, seed=5)
     assert len(loader) == len(plain) == 3  # nothing is known yet
     assert all(torch.equal(a[0], b[0]) for a, b in zip(loader.steps(0), plain.steps(0), strict=True))
-    loader.negatives = found
+    loader.corrected = found
     assert len(loader) == 5  # three crops more, and a last batch that is filled up
     sizes = updater.data.host_sizes
-    plan = draw_epoch(sizes, 2, 16, seed=5, epoch=0, negatives=found, negative=0.5).to(updater.device)
+    plan = draw_epoch(sizes, 2, 16, seed=5, epoch=0, places=found, hard_examples=0.5).to(updater.device)
     steps = [cut_crops(updater.data, updater.masks, rows, 16) for rows in plan]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(loader, steps, strict=True))
-    loader.negatives = found[:0]
+    loader.corrected = found[:0]
     assert len(loader) == 3
 
 
 @pytest.mark.parametrize(
-    "negatives", [[[0, 1, 1]], torch.zeros(2, 3), torch.tensor([[6, 0, 0]]), torch.tensor([[0, 99, 0]])]
+    "corrected", [[[0, 1, 1]], torch.zeros(2, 3), torch.tensor([[6, 0, 0]]), torch.tensor([[0, 99, 0]])]
 )
-def test_loader_refuses_negatives_that_are_none(negatives: Any) -> None:
-    loader = make().loader(2, 16, hard_negatives=0.5)
-    loader.negatives = negatives
-    refused(lambda: len(loader), "loader: negatives are not int64 [A, 3]", "false_alarms")
-    refused(lambda: next(iter(loader)), "loader: negatives are not int64 [A, 3]")
+def test_loader_refuses_what_are_no_places(corrected: Any) -> None:
+    loader = make().loader(2, 16, hard_examples=0.5)
+    loader.corrected = corrected
+    refused(lambda: len(loader), "loader: corrected are not int64 [A, 3]", "an update of the whole set")
+    refused(lambda: next(iter(loader)), "loader: corrected are not int64 [A, 3]")
 
 
-def test_loader_draws_negatives_from_the_pool_alone() -> None:
+def test_loader_shows_images_of_the_pool_alone() -> None:
     updater = make(rule="pal")
-    loader = updater.loader(1, 16, hard_negatives=1)
-    loader.negatives = torch.tensor([[0, 3, 3], [4, 3, 3]])
+    loader = updater.loader(1, 16, hard_examples=1)
+    loader.corrected = torch.tensor([[0, 3, 3], [4, 3, 3]])
     updater.active = torch.tensor([False, True, True, False, True, False])
     assert len(loader) == 6
     seen = draw_epoch(
-        updater.data.host_sizes, 1, 16, seed=0, epoch=0, images=updater.pool, negatives=loader.negatives, negative=1.0
+        updater.data.host_sizes, 1, 16, seed=0, epoch=0, images=updater.pool, places=loader.corrected, hard_examples=1.0
     )
     assert sorted(seen[:, 0, 0].tolist()) == [1, 2, 4, 4, 4, 4]
-    loader.negatives = loader.negatives[:1]
+    loader.corrected = loader.corrected[:1]
     assert len(loader) == 3
 
 
