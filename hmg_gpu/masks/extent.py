@@ -35,7 +35,7 @@ def choose_extent(data: ImageSet, *, half_width: int = 4, alpha: float = 0.15) -
         L_ep = max(start, min(end / 2.5, 4 start))
 
     of the first hold (:func:`first_hold`): masks can hold still again after they ran away. The constants were set on
-    NUAA-SIRST and NUDT-SIRST, see bench/results/README.md.
+    NUAA-SIRST and NUDT-SIRST, see bench/results/masks.md.
 
     Args:
         data: images and points; of many images about ``MAX_POINTS`` points' worth, evenly spread, are looked at.

@@ -7,7 +7,7 @@ from typing import Any
 
 from hmg_gpu.training.settings import Settings
 
-MODEL = "unet"  # on a data set; there it made the best masks for its time on a CPU (bench/results/README.md)
+MODEL = "unet"  # on a data set; there it made the best masks for its time on a CPU (bench/results/unet.md)
 SYNTHETIC = {"model": "acm", "epochs": (60, 40), "patch_size": 128, "eval_every": 20}  # two minutes on embedded scenes
 RECIPES: dict[str, dict[str, Any]] = {  # by network; the others: the paper's schedule
     "unet": {
