@@ -12,7 +12,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -22,30 +21,17 @@ from torch import Tensor, nn
 
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.parallel import ALONE, Team
-from hmg_gpu.common.provenance import provenance
 from hmg_gpu.common.tensors import to_device
 from hmg_gpu.data.batches import draw_epoch, mix_seed
-from hmg_gpu.data.record import data_digest, record_of
+from hmg_gpu.data.record import record_of
 from hmg_gpu.data.sets import ImageSet
 from hmg_gpu.evaluation.metrics import measure
 from hmg_gpu.masks import Maker
 from hmg_gpu.masks.update import corrections
 from hmg_gpu.models import build_model
-from hmg_gpu.models.checkpoints import MODEL_PREFIX, save_checkpoint
 from hmg_gpu.models.predict import predict
-from hmg_gpu.models.weights import load_weights
+from hmg_gpu.training.saving import describe, take_up, write
 from hmg_gpu.training.settings import Settings
-from hmg_gpu.training.state import (
-    TRAINED,
-    check_data,
-    check_labels,
-    check_places,
-    check_state,
-    check_trained,
-    keep_previous,
-    load_optimizer,
-    open_state,
-)
 from hmg_gpu.training.step import TrainingStep, centres, check_step, in_channels_last, synchronised
 from hmg_gpu.training.watch import diagnose, watch_labels
 from hmg_gpu.updater import MaskUpdater
@@ -406,48 +392,13 @@ class Training:
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says about itself: JSON values."""
-        return {
-            "settings": asdict(self.settings),
-            "dataset": self.train.dataset,
-            "normalisation": [self.train.mean, self.train.std],
-            "masks": None if self.updater is None else self.updater.maker.about(),
-            "rule": None if self.updater is None else self.updater.rule.about(),
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "step": self.step,
-            "over": self.over,
-            "results": self.results,
-            "warned": self.warned,
-            "data_changed": self.data_changed,
-            "versions": provenance(),
-            "machine": {"device": self.device.type, "threads": torch.get_num_threads(), "ranks": self.team.ranks},
-            "data": data_digest(self.record),
-        }
+        return describe(self)
 
     def save(self, name: str = "last.safetensors", *, weights_only: bool = False) -> None:
         """Write the state to ``folder``; a state that is not finite is refused, so the last good one stays."""
         self._share_statistics()
         totals = self.team.add(self.totals.clone())
-        self.team.first(lambda: self._write(name, None if weights_only else totals))
-
-    def _write(self, name: str, totals: Tensor | None) -> None:
-        tensors = {MODEL_PREFIX + key: value for key, value in self.network.state_dict().items()}
-        if self.averaged is not None and totals is not None:
-            tensors |= {TRAINED + key: value for key, value in self.model.state_dict().items()}
-        if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
-            raise HMGError(f"the weights are no longer finite; {self.folder / name} keeps the last good ones")
-        if totals is not None:
-            for number, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-            tensors |= self.record | {"totals": totals}
-            tensors["masks.current"] = self.masks
-            if self.settings.hard_examples:
-                tensors["corrected.current"] = self.corrected
-            if self.updater is not None and self.updater.rule.evolves:
-                tensors |= {"labels.current": self.updater.labels, "pool.current": self.updater.active}
-        if totals is not None:
-            keep_previous(self.folder / name)
-        save_checkpoint(self.folder / name, tensors, self.describe())
+        self.team.first(lambda: write(self, self.folder / name, None if weights_only else totals))
 
     def resume(self, *, changed_data: bool = False) -> None:
         """Take up the state that ``save`` wrote; it may have been another number of processes.
@@ -459,45 +410,4 @@ class Training:
         Raises:
             InputError: there is none, or it belongs to other data or settings.
         """
-        path = self.folder / "last.safetensors"
-        description, tensors = open_state(path, self.describe(), self.settings)
-        changed = check_data(path, tensors, self.record, go_on=changed_data)
-        if tensors["masks.current"].shape != self.masks.shape:
-            raise InputError(
-                f"{path}: holds masks {list(tensors['masks.current'].shape)}, but the data set gives "
-                f"{list(self.masks.shape)}; the images have changed since the run began"
-            )
-        masks = tensors["masks.current"].to(self.device)
-        if description["stage"] == 0 and not torch.equal(masks, self.masks):
-            if not changed:
-                raise InputError(
-                    f"{path}: the initial masks are others than those that the run began with; resume with the same "
-                    "version of this program"
-                )
-            masks = self.masks
-        check_state(path, description, tensors, self.optimizer.param_groups[0]["params"])
-        evolves = self.updater is not None and self.updater.rule.evolves
-        if evolves:
-            check_labels(path, tensors)
-        corrected = self.corrected
-        if self.settings.hard_examples:
-            corrected = check_places(path, tensors, self.train.host_sizes)
-        trained = None if self.averaged is None else check_trained(path, tensors, self.model.state_dict())
-        self.stage, self.epoch, self.step = (description[key] for key in ("stage", "epoch", "step"))
-        self.over = description["over"]
-        self.results, self.warned = description["results"], description["warned"]
-        self.data_changed = description["data_changed"] + changed
-        load_weights(self.network, path)
-        self.corrected = corrected
-        if trained is not None:
-            self.model.load_state_dict(trained)
-        load_optimizer(self.optimizer, tensors)
-        self.totals.zero_()
-        if self.team.rank == 0:  # the sum over the ranks, whose number may have changed
-            self.totals.copy_(tensors["totals"])
-        begun = masks is not self.masks  # else the run begins anew with changed points
-        if self.updater is not None:
-            self.updater.masks = masks
-        if evolves and begun:
-            self.updater.labels = tensors["labels.current"].to(self.device)
-            self.updater.active = tensors["pool.current"].to(self.device)
+        take_up(self, self.folder / "last.safetensors", changed_data=changed_data)
