@@ -7,7 +7,6 @@ resampled to twice the size. Ground truth measures; the choice never sees it.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from bench.scenes import in_one_line, real_folder
 from bench.student import POINTS, SETS, percent
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -56,7 +56,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.sets:
         for split in ("train", "test"):
             for points in POINTS:
-                data = load_folder(Path(os.environ["HMG_DATA"]) / name, split, points=points)
+                data = load_folder(real_folder(name), split, points=points)
                 for scale in options.scales:
                     about = {"set": name, "split": split, "points": points, "scale": scale}
                     for row in losses(resampled(data, scale)):
@@ -111,4 +111,4 @@ def resampled(data: ImageSet, scale: int) -> ImageSet:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

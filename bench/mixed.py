@@ -7,7 +7,6 @@ with the extents that ``auto`` chooses for the whole, with one extent for all, a
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.scenes import in_one_line, real_folder
 from bench.student import POINTS, SETS
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     rows = []
     for points in POINTS:
-        sets = [load_folder(Path(os.environ["HMG_DATA"]) / name, "train", points=points) for name in SETS]
+        sets = [load_folder(real_folder(name), "train", points=points) for name in SETS]
         joined = join(sets)
         maker = Pmg(extent="auto").fit(joined)
         single = Pmg(extent=maker.extent)
@@ -89,4 +89,4 @@ def join(sets: Sequence[ImageSet]) -> ImageSet:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

@@ -8,7 +8,6 @@ network as it is used: eval mode, last head, over all crops. Exits with 0 when i
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hmg_gpu.common.errors import HMGError, InputError
+from bench.scenes import in_one_line, real_folder
 from hmg_gpu.data import load_folder
 from hmg_gpu.data.batches import cut_crops
 from hmg_gpu.models import build_model
@@ -36,13 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    try:
-        if "HMG_DATA" not in os.environ:
-            raise InputError("HMG_DATA is not set; name the folder that holds NUAA-SIRST/")
-        images, masks = real_crops(Path(os.environ["HMG_DATA"]) / "NUAA-SIRST", options.size)
-    except HMGError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    images, masks = real_crops(real_folder("NUAA-SIRST"), options.size)
     return 0 if overfit(images, masks, options) >= GOAL else 1
 
 
@@ -90,4 +83,4 @@ def measure(model: torch.nn.Module, images: Tensor, masks: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

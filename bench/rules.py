@@ -8,7 +8,6 @@ are those of tests/reference_rules.py; a rule whose labels differ from its loop'
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from bench.scenes import in_one_line, real_folder
 from bench.student import SETS
 from bench.timer import time_together
 from hmg_gpu.common.files import write_json
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    sets = [load_folder(Path(os.environ["HMG_DATA"]) / name, "train") for name in options.sets]
+    sets = [load_folder(real_folder(name), "train") for name in options.sets]
     if options.scenes:
         sets.append(crowd(options.scenes))
     table = Table("set", "regions", "rule", "loop, ms", "ours, ms", "ratio")
@@ -127,4 +127,4 @@ def cut(evidence: Evidence, labels: Tensor | None = None) -> list[tuple[np.ndarr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

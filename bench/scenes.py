@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu import point_to_mask
+from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.data import NORMALISATION, ImageSet
 from hmg_gpu.data.source import default_extent, load_split
 from hmg_gpu.data.synthetic import make_split
@@ -18,6 +21,26 @@ from hmg_gpu.models.weights import load_model
 
 MOST_IMAGES = 2048  # a set is repeated up to here; more points than it then holds lie beside the real ones
 DISC = 4  # largest radius of a blob in pixels
+
+
+def real_folder(name: str) -> Path:
+    """The folder of a set in ``HMG_DATA``.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    if not os.environ.get("HMG_DATA"):
+        raise InputError("HMG_DATA is not set; name the folder that holds NUAA-SIRST/ and NUDT-SIRST/")
+    return Path(os.environ["HMG_DATA"]) / name
+
+
+def in_one_line(command: Callable[[], int | None]) -> int:
+    """The exit status of a command; an error of ours becomes one line and 2."""
+    try:
+        return command() or 0
+    except HMGError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 @cache

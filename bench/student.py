@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from bench.scenes import in_one_line, real_folder
 from hmg_gpu.common.errors import InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -175,7 +176,7 @@ def run(case: Case, device: torch.device, settings: StudentSettings) -> dict[str
 def load(name: str, points: str, device: torch.device) -> ImageSet:
     if name == SYNTHETIC:
         return load_split(SYNTHETIC, "train").to(device)
-    return load_folder(Path(os.environ["HMG_DATA"]) / name, "train", points=points).to(device)
+    return load_folder(real_folder(name), "train", points=points).to(device)
 
 
 def variants(student: Student, data: ImageSet, pmg: Pmg, case: Case, other: Tensor | None) -> dict[str, Any]:
@@ -322,4 +323,4 @@ def mean(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

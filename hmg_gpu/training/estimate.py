@@ -52,14 +52,17 @@ def estimate_seconds(training: Training, *, bf16: bool | None = None) -> float |
 
 
 def expected_time(training: Training) -> str | None:
-    """About how long a run will train, and in bfloat16 where that is much shorter on this CPU; None for short runs."""
+    """About how long a run will train, and with or without bfloat16 where that is much shorter on this CPU; None for
+    short runs."""
     seconds = estimate_seconds(training)
     if seconds is None:
         return None
     text = f"training will take about {in_words(seconds)}"
-    if training.device.type == "cpu" and not training.settings.bf16 and training.stage == training.epoch == 0:
-        shorter = estimate_seconds(training, bf16=True)
-        text += f"; with --bf16 about {in_words(shorter)}" if shorter < 0.75 * seconds else ""
+    if training.device.type == "cpu" and training.stage == training.epoch == 0:
+        bf16 = training.settings.bf16
+        other = estimate_seconds(training, bf16=not bf16)
+        if other < 0.75 * seconds:
+            text += f"; {'without' if bf16 else 'with'} --bf16 about {in_words(other)}"
     return text
 
 

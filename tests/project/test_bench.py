@@ -9,17 +9,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from rich.console import Console
 from tiny import write_folder
 
-from bench import drawn, folds, loops, makers, peers, review, rules, student, threads
+from bench import drawn, extent, folds, loops, makers, mixed, peers, review, rules, student, threads
 from bench.__main__ import main
 from bench.cases import CASES
 from bench.measure import Case, Problem, Row, difference, exponents, faults, run_case
-from bench.scenes import blob_scene, blobs_for, points_scene, training_set
+from bench.scenes import blob_scene, blobs_for, in_one_line, points_scene, training_set
 from bench.show import case_table, goal_table, write_plots
 from bench.timer import time_together
 from hmg_gpu import point_to_mask
@@ -363,3 +364,19 @@ def test_makers_race_their_loops(
     assert row["ratio"] == pytest.approx(row["maker"]["points_per_second"] / row["loop"]["points_per_second"])
     assert min(row["maker"]["iou"], row["loop"]["iou"]) > 0.3  # both find the blobs
     assert "makers against loops" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [extent, mixed, rules, student])
+def test_a_command_of_real_sets_says_in_one_line_that_it_has_none(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HMG_DATA", raising=False)
+    assert in_one_line(lambda: command.main([])) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: HMG_DATA is not set; name the folder that holds NUAA-SIRST/ and NUDT-SIRST/\n"
+    )
+    monkeypatch.setenv("HMG_DATA", str(tmp_path))
+    assert in_one_line(lambda: command.main([])) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'NUAA-SIRST'}: no such folder")

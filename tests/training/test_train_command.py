@@ -167,15 +167,17 @@ def test_each_network_has_its_recipe(data: Path, command: Command, tmp_path: Pat
     assert synthetic == Settings(**recipes.SYNTHETIC) and synthetic.model == "acm"  # two minutes are asked for there
 
 
-def test_bfloat16_is_offered_where_it_is_shorter(
-    data: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_other_precision_is_offered_where_it_is_shorter(
+    bf16: bool, data: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for shorter, offered in ((60.0, True), (80.0, False)):
-        seconds = {None: 100.0, True: shorter}
+        seconds = {None: 100.0, not bf16: shorter}
         monkeypatch.setattr(estimate, "estimate_seconds", lambda run, bf16=None, seconds=seconds: seconds[bf16])
-        ended = command("--data", data, *FAST, "--out", tmp_path / str(offered))
+        ended = command("--data", data, *FAST, *["--bf16"] * bf16, "--out", tmp_path / str(offered))
         line = next(line for line in ended.out.splitlines() if line.startswith("training will take"))
-        assert line == "training will take about 2 min" + ("; with --bf16 about 60 s" if offered else "")
+        other = f"; with{'out' * bf16} --bf16 about 60 s" if offered else ""
+        assert line == "training will take about 2 min" + other
 
 
 def test_without_masks_and_test_split(data: Path, command: Command, tmp_path: Path) -> None:
