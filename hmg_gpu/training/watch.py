@@ -13,6 +13,7 @@ from hmg_gpu.training.settings import Settings
 
 LARGE = 0.05  # share of an image; targets cover at most a tenth of it in NUAA-SIRST and NUDT-SIRST
 LOST = 0.1  # share of the points from which on labels are said to collapse
+EVEN = 0.5  # points of IoU below which masks that got worse are called even
 CURE = "train longer, or try --output-bias -4, --loss image, a lower --learning-rate; look at the sheets"
 
 
@@ -70,6 +71,8 @@ def verdict(results: Mapping[str, Any], settings: Settings) -> str | None:
     if not masks or not masks["hybrid"]["iou"] < masks["initial"]["iou"]:
         return None
     first, last = (100 * masks[name]["iou"] for name in ("initial", "hybrid"))
+    if first - last < EVEN:
+        return f"the correction gained nothing here: IoU {last:.2f} % after {first:.2f} %"
     cures = [] if settings.rule == "soft" else ["--rule soft"]
     cures += [] if settings.model.startswith("unet") else ["--model unet"]
     cures.append("more epochs")

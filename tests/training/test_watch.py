@@ -73,6 +73,8 @@ def test_a_run_that_ends_worse_says_so() -> None:
     assert "IoU 74.00 % after 75.00 %" in words and words.endswith("try --rule soft or --model unet or more epochs")
     assert verdict({"masks": masks}, Settings(rule="soft", model="unet")).endswith("try more epochs")
     assert verdict({"masks": masks | {"hybrid": {"iou": 0.75}}}, Settings()) is None and verdict({}, Settings()) is None
+    even = verdict({"masks": masks | {"hybrid": {"iou": 0.7499}}}, Settings())
+    assert even == "the correction gained nothing here: IoU 74.99 % after 75.00 %"
 
 
 def test_check_repeats_the_first_epoch(tmp_path: Path, capsys: pytest.CaptureFixture, small: None) -> None:
