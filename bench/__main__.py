@@ -23,6 +23,7 @@ from bench.cases import CASES
 from bench.measure import exponents, faults, run_case
 from bench.show import case_table, goal_table, write_plots
 from bench.timer import copy_bandwidth
+from hmg_gpu.common.console import tell_error
 from hmg_gpu.common.errors import HMGError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -46,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_json(options.json, report)
         written = write_plots(options.plots, chosen, report) if options.plots else []
     except HMGError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell_error(error)
     for path in [*([options.json] if options.json else []), *written]:
         console.print(f"written: {path}")
     wrong = faults(report["figures"])

@@ -18,6 +18,7 @@ from rich.table import Table
 
 import train
 from hmg_gpu.common.checks import at_least
+from hmg_gpu.common.console import tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.data.folder import find_list
@@ -45,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         roots = deal(options.data, options.out, options.folds)[: options.take]
         runs = [run(root, options.stages, options.epochs, more) for root in roots]
     except HMGError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return tell_error(error)
     parts = [run["results"][f"stage {options.stages}"] for run in runs]
     total = {name: sum(part[name] for part in parts) for name in COUNTS}
     table = Table(title=f"{options.data.name}, {' '.join(more) or 'the defaults'}")

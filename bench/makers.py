@@ -23,6 +23,7 @@ from bench.__main__ import machine
 from bench.loops import com_loop, com_script_loop, lelcm_loop, mclc_loop, over_images
 from bench.peers import installed
 from bench.timer import time_together
+from hmg_gpu.common.console import tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.common.files import write_json
 from hmg_gpu.common.provenance import provenance
@@ -85,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             about = machine("cuda" if options.device.startswith("cuda") else None)
             write_json(options.json, {"machine": about, "versions": provenance(), "rows": rows})
     except HMGError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell_error(error)
     console.print(table(rows))
     return 0
 

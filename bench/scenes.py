@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hmg_gpu import point_to_mask
+from hmg_gpu.common.console import tell_error
 from hmg_gpu.common.errors import HMGError, InputError
 from hmg_gpu.data import NORMALISATION, ImageSet
 from hmg_gpu.data.source import default_extent, load_split
@@ -39,8 +39,7 @@ def in_one_line(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except HMGError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell_error(error)
 
 
 @cache

@@ -338,9 +338,9 @@ def test_settings_are_compared_on_folds(tmp_path: Path, capsys: pytest.CaptureFi
         (["--take", "0"], "take 0: expected at least 1"),
     ):
         assert folds.main([*wrong, *common, *more]) == 2
-        assert said in capsys.readouterr().out
+        assert said in capsys.readouterr().err
     assert folds.main([*common, *more]) == 2  # the runs are there already
-    assert "train.py did not end" in capsys.readouterr().out
+    assert "train.py did not end" in capsys.readouterr().err
 
     common[3] = str(tmp_path / "both")
     assert folds.main(["--stages", "2", "--take", "1", *common, *more, "--positive", "0.5", "0"]) == 0
